@@ -1,0 +1,9 @@
+"""What is wrong with somebody's profile, and what would do instead."""
+
+
+class ProfileError(ValueError):
+    """A hardware or runtime profile, or a quantity with a unit, that cannot be used.
+
+    The message has one line per fault; each names the file and the key where there is one, the
+    value, and the way out.
+    """

@@ -1,0 +1,169 @@
+"""A runtime profile: what the serving software adds to what the machine can do.
+
+The same policy on the same GPU runs at very different speeds under different software. Costs of
+the host, the way weights are copied and the quality of the kernels stand here, machines do not.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from moesim.hardware_profiles.figures import (
+    Bytes,
+    Count,
+    Figure,
+    Multiple,
+    Nanoseconds,
+    ProfileFile,
+    Strict,
+)
+from moesim.hardware_profiles.files import find, names_in, read
+
+FOLDER = Path(__file__).parent / "runtimes"
+
+
+class Launch(Strict):
+    """Host time to start work on the GPU.
+
+    Attributes:
+        layer: Attention, dense part and router of one layer.
+        run: One run of experts, whatever their number.
+        per_expert: Each expert of a run, on top.
+        event: Recording or waiting for one event.
+    """
+
+    layer: Figure[Nanoseconds]
+    run: Figure[Nanoseconds]
+    per_expert: Figure[Nanoseconds]
+    event: Figure[Nanoseconds]
+
+
+class Wait(Strict):
+    """Host time to learn what happened.
+
+    Attributes:
+        router: From the end of the router on the GPU until the host has the chosen experts.
+        poll: Asking once what has ended.
+    """
+
+    router: Figure[Nanoseconds]
+    poll: Figure[Nanoseconds]
+
+
+class Copying(Strict):
+    """How expert weights travel.
+
+    Attributes:
+        source: Pinned memory, or pageable memory (slower, and staged by the driver).
+        blocking: Whether the host thread waits for the end of each copy.
+        pieces_per_expert: 1 if an expert is one block of bytes; 2 or 3 if each tensor is copied.
+        issue: Host time for each piece.
+        overhead: Time for which the copy engine stands still around each piece, beyond the link's
+            latency.
+        window: Bytes of prefetches handed over ahead; what was handed over is irrevocable.
+    """
+
+    source: Literal["pinned", "pageable"]
+    blocking: bool
+    pieces_per_expert: Count
+    issue: Figure[Nanoseconds]
+    overhead: Figure[Nanoseconds]
+    window: Bytes
+
+
+class Kernels(Strict):
+    """Kernel time as multiples of the roofline floor, plus what does not shrink with the work.
+
+    Attributes:
+        dense_multiple: Of attention, dense part, head.
+        dense_fixed: Added to each layer's dense part: its many small kernels.
+        expert_multiple: Of the experts.
+        expert_fixed: Added to each run of experts.
+        head_fixed: Added to the head: sampling, and the token's way to the host.
+    """
+
+    dense_multiple: Figure[Multiple]
+    dense_fixed: Figure[Nanoseconds]
+    expert_multiple: Figure[Multiple]
+    expert_fixed: Figure[Nanoseconds]
+    head_fixed: Figure[Nanoseconds]
+
+
+class CpuExperts(Strict):
+    """Experts computed where their weights are.
+
+    Attributes:
+        hand_over: From the decision until the workers have begun, without the activations' copy.
+        notice: From the last product until the host thread knows.
+    """
+
+    hand_over: Figure[Nanoseconds]
+    notice: Figure[Nanoseconds]
+
+
+class Decision(Strict):
+    """The time that one decision takes: base + per_expert * experts + per_command * commands."""
+
+    base: Figure[Nanoseconds]
+    per_expert: Figure[Nanoseconds]
+    per_command: Figure[Nanoseconds]
+
+
+class Decisions(Strict):
+    """Where decisions are taken and what they cost.
+
+    Attributes:
+        place: The processor that is busy meanwhile.
+        default: For a system without a row of its own.
+        systems: Rows by name of the system.
+    """
+
+    place: Literal["host", "device"]
+    default: Decision
+    systems: dict[str, Decision] = Field(default_factory=dict)
+
+
+class Memory(Strict):
+    """VRAM that the software keeps for itself.
+
+    Attributes:
+        workspace: Activations, graphs, buffers of kernels; neither weights nor KV cache.
+    """
+
+    workspace: Figure[Bytes]
+
+
+class RuntimeProfile(ProfileFile):
+    """What one serving software adds.
+
+    Attributes:
+        cpu_experts: Absent where the software cannot compute experts on the CPU.
+    """
+
+    launch: Launch
+    wait: Wait
+    copying: Copying
+    kernels: Kernels
+    cpu_experts: CpuExperts | None = None
+    decisions: Decisions
+    memory: Memory
+
+
+def runtime_names() -> list[str]:
+    """Return the names of the runtimes that ship."""
+    return names_in(FOLDER)
+
+
+def load_runtime(name_or_path: str | Path) -> RuntimeProfile:
+    """Return the runtime of that name, or the one in that file.
+
+    Raises:
+        ProfileError: If there is none (the names are listed) or the file is faulty.
+    """
+    return read(find(name_or_path, FOLDER, "runtime"), RuntimeProfile)
+
+
+def runtime_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a runtime profile."""
+    return RuntimeProfile.model_json_schema(by_alias=True)

@@ -1,0 +1,523 @@
+"""The state machine that every driver shares.
+
+Rule 1: it does no I/O. It holds no clock, starts no thread, moves no byte. A driver tells it facts
+and obeys the commands that it answers with.
+
+Rule 2: it does not know who drives it. The same facts at the same times give the same commands,
+whoever reports them; a simulator and a GPU differ only in when they report.
+
+Rule 3: it keeps the books and the policies decide. A policy is offered only what it may choose, so
+that nothing needed is evicted and nothing runs without its weights, whatever a policy answers.
+
+The contract is design 4.1; numbers in comments below are its rules.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from moesim.simulator.errors import CapabilityError, MoesimError, PolicyError, ProtocolError
+from moesim.simulator.ledger import Counts
+from moesim.simulator.messages import (
+    Answered,
+    Ask,
+    BudgetChanged,
+    Command,
+    Copy,
+    CopyEnded,
+    CpuRunEnded,
+    Fact,
+    Failed,
+    FormStep,
+    LayerDone,
+    LayerRouted,
+    RequestArrived,
+    RequestEnded,
+    Run,
+    RunBegan,
+    StepBegan,
+    StepEnded,
+    TimerFired,
+    Wait,
+)
+from moesim.simulator.policies.base import (
+    CachePolicy,
+    Demand,
+    Group,
+    PrefetchPolicy,
+    RunInfo,
+    SchedulePolicy,
+    View,
+)
+from moesim.simulator.prefetch_queue import PrefetchQueue
+from moesim.simulator.residency import Pool, Residency
+from moesim.simulator.terms import ALL, RAM, Cause, Place, Verdict
+
+DEMAND, PREFETCH = Cause.DEMAND, Cause.PREFETCH
+
+DEFAULT_WINDOW_BYTES = 16 << 20
+"""Prefetches are handed over while fewer bytes than these are unfinished (4.1 rule 4)."""
+
+
+class Controller:
+    """Turns facts into commands by asking three policies.
+
+    Attributes:
+        counts: The decisions so far.
+        residency: Who has room in VRAM.
+        log: Every call as (facts, now_ns, commands), if asked for; a fresh controller fed the facts
+            gives the same commands.
+    """
+
+    def __init__(
+        self,
+        run: RunInfo,
+        cache: CachePolicy,
+        prefetch: PrefetchPolicy,
+        schedule: SchedulePolicy,
+        *,
+        window_bytes: int = DEFAULT_WINDOW_BYTES,
+        keep_log: bool = False,
+    ) -> None:
+        self.counts = Counts()
+        self.log: list[tuple[list[Fact], int, list[Command]]] | None = [] if keep_log else None
+        self._run = run
+        self._experts = run.experts
+        self._cache = cache
+        self._prefetch = prefetch
+        self._schedule = schedule
+        self._window_bytes = window_bytes
+        self.residency = Residency(
+            run.expert_bytes_L,
+            run.experts,
+            run.top_k,
+            run.budget_bytes,
+            cache.quotas_L(),
+            cache.staging_bytes(),
+        )
+        self._view = View(self.residency)
+        self._queue = PrefetchQueue(run.experts)
+        self._numbers = 0
+        self._copies: dict[int, tuple[int, int]] = {}  # number -> (expert, bytes), until reported
+        self._fresh: dict[int, int] = {}  # prefetched and not yet demanded -> bytes
+        self._leaving: set[int] = set()  # staged, not demanded when it could be, still loading
+        self._cpu_runs: set[int] = set()
+        self._asked: set[int] = set()
+        self._layer_open = -1  # the layer whose LayerDone waits for CPU runs
+        self._step_open = False
+        self._may_form = False
+        self._waiting: list[int] = []
+        self._running: list[int] = []
+        self._out: list[Command] = []
+        self._admits = _overrides(cache, CachePolicy, "admit")
+        self._touches = _overrides(cache, CachePolicy, "on_touch")
+        self._ends_events = _overrides(cache, CachePolicy, "on_event_end")
+        self._prefetches = _overrides(prefetch, PrefetchPolicy, "wants")
+        self._asks = _overrides(prefetch, PrefetchPolicy, "asks")
+        self._on: Mapping[type, Callable[[Any], None]] = {
+            RunBegan: self._run_began,
+            RequestArrived: self._request_arrived,
+            RequestEnded: self._request_ended,
+            StepBegan: self._step_began,
+            LayerRouted: self._layer_routed,
+            CopyEnded: self._copy_ended,
+            CpuRunEnded: self._cpu_run_ended,
+            Answered: self._answered,
+            StepEnded: self._step_ended,
+            BudgetChanged: self._budget_changed,
+            TimerFired: self._timer_fired,
+            Failed: self._failed,
+        }
+
+    def initial(self) -> tuple[int, ...]:
+        """Return the experts to place before time zero; the driver reports them in ``RunBegan``."""
+        room = {id(pool): pool.capacity_bytes for pool in self.residency.caches}
+        chosen = []
+        for expert in dict.fromkeys(self._cache.initial()):
+            pool = self.residency.cache_L[expert // self._experts]
+            size = self.residency.size(expert)
+            if room[id(pool)] >= size:
+                room[id(pool)] -= size
+                chosen.append(expert)
+        return tuple(chosen)
+
+    @property
+    def listens(self) -> bool:
+        """Whether the end of a copy could be answered by a command before the next router has run.
+
+        A driver that waits for a router need not report copies while this is False; they are
+        reported right before the router's choice in any case.
+        """
+        return bool(self._queue)
+
+    def handle(self, facts: list[Fact], now_ns: int) -> list[Command]:
+        """Take in what has happened and return what to do now, in the order to do it.
+
+        Args:
+            facts: All that the driver has not yet reported, in the order of its ends.
+            now_ns: The driver's time; it never goes back.
+
+        Raises:
+            ProtocolError: The driver reported what cannot have happened.
+            PolicyError: A policy answered with what it was not offered.
+        """
+        if now_ns < self._view.now_ns:
+            raise ProtocolError(f"the clock went back from {self._view.now_ns} to {now_ns} ns")
+        self._view.now_ns = now_ns
+        self._out = out = []
+        on = self._on
+        for fact in facts:
+            on[type(fact)](fact)
+        if self._may_form and not self._step_open:
+            self._form()
+        if self._queue:
+            self._hand_over_prefetches()
+        if self.log is not None:
+            self.log.append((list(facts), now_ns, list(out)))
+        return out
+
+    def close(self) -> None:
+        """End the books: what was prefetched and never demanded is wasted."""
+        if self._cpu_runs or self._layer_open >= 0 or self._step_open:
+            raise ProtocolError("the run ended in the middle of a step")
+        self.counts.bytes_prefetch_wasted += sum(self._fresh.values())
+        self._fresh.clear()
+        self.counts.peak_expert_bytes = self.residency.peak_bytes
+
+    # Requests and steps
+
+    def _run_began(self, fact: RunBegan) -> None:
+        if fact.budget_bytes != self._run.budget_bytes:
+            raise ProtocolError(
+                f"the run began with {fact.budget_bytes} bytes for experts, "
+                f"the policies were told {self._run.budget_bytes}"
+            )
+        for expert in fact.residents:
+            size = self.residency.size(expert)
+            pool = self.residency.cache_L[expert // self._experts]
+            if pool.free_bytes < size:
+                raise ProtocolError(f"no room for initial expert {expert}")
+            pool.take(expert, size)
+            self._cache.on_admit(expert, self._view)
+            self.counts.bytes_initial += size
+
+    def _request_arrived(self, fact: RequestArrived) -> None:
+        self._waiting.append(fact.request)
+        self._may_form = True
+
+    def _request_ended(self, fact: RequestEnded) -> None:
+        self._running.remove(fact.request)
+
+    def _form(self) -> None:
+        requests = tuple(self._schedule.form(self._waiting, self._running, self._view))
+        self._may_form = False
+        if not requests:
+            self._out.append(Wait())
+            return
+        for request in requests:
+            if request in self._waiting:
+                self._waiting.remove(request)
+                self._running.append(request)
+        self._out.append(FormStep(requests, (None,) * len(requests)))
+
+    def _step_began(self, fact: StepBegan) -> None:
+        if self._step_open:
+            raise ProtocolError(f"step {fact.step} began inside another")
+        self._step_open = True
+        view = self._view
+        view.step = fact.step
+        view.layer = -1
+        view.phases = fact.phases
+        view.signals = fact.signals
+        self.counts.steps += 1
+        if self._prefetches or self._asks:
+            self._consult(None)
+
+    def _step_ended(self, fact: StepEnded) -> None:
+        self._end_event()
+        self._step_open = False
+        self._may_form = True
+        self.counts.output_tokens += sum(fact.tokens)
+
+    # One event: the demand of one layer of one step
+
+    def _layer_routed(self, fact: LayerRouted) -> None:
+        if not self._step_open or self._layer_open >= 0:
+            raise ProtocolError(f"layer {fact.layer} was routed outside a step or before the last was done")
+        self._end_event()
+        view = self._view
+        view.event += 1
+        view.layer = fact.layer
+        view.signals = fact.signals
+        demand = self._judge(fact)
+        if self._touches:
+            touch = self._cache.on_touch
+            for expert in fact.experts:
+                touch(expert, view)
+        groups = self._schedule.plan(demand, view)
+        self._carry_out(groups, demand)
+        if self._cpu_runs:
+            self._layer_open = fact.layer
+        else:
+            self._out.append(LayerDone(fact.layer))
+        if self._ends_events:
+            self._cache.on_event_end(view)
+        if self._prefetches or self._asks:
+            self._consult(demand)
+
+    def _judge(self, fact: LayerRouted) -> Demand:
+        """Tell hits from late ones and misses, lease what is here, settle prefetches (rule 5)."""
+        residency, fresh, counts = self.residency, self._fresh, self.counts
+        loading, leased = residency.loading, residency.leased
+        rooms = residency.cache_L[fact.layer].rooms
+        staged = residency.staging.rooms
+        tokens = dict.fromkeys(fact.experts, 1)
+        if len(tokens) < len(fact.experts):
+            tokens = dict.fromkeys(tokens, 0)
+            for expert in fact.experts:
+                tokens[expert] += 1
+        hits: list[int] = []
+        late: list[int] = []
+        misses: list[int] = []
+        for expert in tokens:
+            if expert not in rooms and expert not in staged:
+                misses.append(expert)
+                continue
+            leased[expert] = 0
+            if expert in loading:
+                late.append(expert)
+                if expert in fresh:
+                    counts.bytes_prefetch_late += fresh.pop(expert)
+            else:
+                hits.append(expert)
+                if expert in fresh:
+                    counts.bytes_prefetch_useful += fresh.pop(expert)
+        if self._queue:
+            self._queue.cancel_layer(fact.layer)
+        counts.demands += len(tokens)
+        counts.hits += len(hits)
+        counts.late_hits += len(late)
+        counts.misses += len(misses)
+        if self._view.is_decode:
+            counts.decode_demands += len(tokens)
+            counts.decode_hits += len(hits)
+        return Demand(
+            fact.step, fact.layer, list(tokens), tokens, hits, late, (), misses, fact.gates
+        )
+
+    def _carry_out(self, groups: Sequence[Group], demand: Demand) -> None:
+        """Hand over the copies that fit, the runs they allow, then wave after wave (rules 4, 7)."""
+        on_cpu = self._check_plan(groups, demand)
+        waiting: list[tuple[int, Pool]] = []
+        for expert in demand.misses:
+            if expert not in on_cpu:
+                pool = self._choose_pool(expert)
+                if not self._copy_into(pool, expert, DEMAND):
+                    waiting.append((expert, pool))
+        runs: dict[int, int] = {}  # expert -> its run, oldest first
+        self._hand_over_runs(groups, demand, runs)
+        while waiting:
+            self.counts.waves += 1
+            waiting = self._next_wave(waiting, runs)
+            self._hand_over_runs(groups, demand, runs)
+
+    def _check_plan(self, groups: Sequence[Group], demand: Demand) -> Collection[int]:
+        """Check that every expert is planned once and return those planned for the CPU."""
+        planned: list[int] = []
+        on_cpu: list[int] = []
+        for device, experts in groups:
+            planned += experts
+            if device.kind == "cpu":
+                on_cpu += experts
+        if len(planned) != len(demand.tokens) or demand.tokens.keys() != set(planned):
+            raise PolicyError(
+                f"{type(self._schedule).__name__} planned {sorted(planned)} for layer {demand.layer}, "
+                f"which needs {sorted(demand.experts)}"
+            )
+        return on_cpu
+
+    def _hand_over_runs(self, groups: Sequence[Group], demand: Demand, runs: dict[int, int]) -> None:
+        """Hand over what can run of each group and has not: CPU groups at once, GPU ones with room."""
+        leased, loading, tokens = self.residency.leased, self.residency.loading, demand.tokens
+        for device, experts in groups:
+            on_gpu = device.kind == "gpu"
+            ready = [e for e in experts if e not in runs and (e in leased or not on_gpu)]
+            if not ready:
+                continue
+            self._numbers = number = self._numbers + 1
+            after: list[int] = []
+            for expert in ready:
+                runs[expert] = number
+                if expert in leased:
+                    leased[expert] = number
+                    if on_gpu and expert in loading:
+                        after.append(loading[expert])
+                elif not on_gpu:
+                    self._cache.on_evict(expert, self._view)
+            if not on_gpu:
+                self._cpu_runs.add(number)
+                self.counts.cpu_experts += len(ready)
+            self._out.append(
+                Run(number, tuple(ready), tuple([tokens[e] for e in ready]), device, tuple(after))
+            )
+
+    def _next_wave(self, waiting: list[tuple[int, Pool]], runs: dict[int, int]) -> list[tuple[int, Pool]]:
+        """Give waiting experts the room of members whose run was handed over, oldest first (rule 7)."""
+        leased = self.residency.leased
+        members = [e for e in runs if e in leased]
+        begun = False
+        while waiting:
+            expert, pool = waiting[0]
+            size = self.residency.size(expert)
+            gone = []
+            for member in members:
+                if pool.free_bytes >= size:
+                    break
+                if member in pool.rooms:
+                    gone.append(member)
+                    del leased[member]
+                    self.residency.loading.pop(member, None)
+                    self._evict(member, pool)
+            members = [member for member in members if member not in gone]
+            after = tuple(dict.fromkeys(runs[member] for member in gone))
+            if not self._copy_into(pool, expert, DEMAND, after):
+                if not begun:
+                    raise PolicyError(
+                        f"expert {expert} was given a pool of {pool.capacity_bytes} bytes and needs {size}"
+                    )
+                break
+            begun = True
+            del waiting[0]
+        return waiting
+
+    def _end_event(self) -> None:
+        """Release what the last event used: its runs have ended (rules 1 and 3)."""
+        residency = self.residency
+        residency.leased.clear()
+        staged = residency.staging.rooms
+        if staged and self._view.layer >= 0:
+            layer = self._view.layer
+            for expert in [e for e in staged if e // self._experts == layer]:
+                if expert in residency.loading:
+                    self._leaving.add(expert)
+                else:
+                    self._evict(expert, residency.staging)
+
+    # Room and copies
+
+    def _choose_pool(self, expert: int) -> Pool:
+        if not self._admits or self._cache.admit(expert, self._view) is Verdict.KEEP:
+            return self.residency.cache_L[expert // self._experts]
+        return self.residency.staging
+
+    def _copy_into(
+        self, pool: Pool, expert: int, cause: Cause, after: tuple[int, ...] = ()
+    ) -> bool:
+        """Give the expert room in the pool, by eviction if need be, and hand its copy over."""
+        residency = self.residency
+        size = residency.size_L[expert // self._experts]
+        while pool.free_bytes < size:
+            if pool is residency.staging or not residency.can_evict(pool):
+                return False
+            evictable = residency.evictable[pool.number]
+            victim = self._cache.choose_victim(evictable, self._view)
+            if victim not in evictable:
+                raise PolicyError(
+                    f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
+                )
+            self.counts.evictions += 1
+            self._evict(victim, pool)
+        place = pool.take(expert, size)
+        self._numbers = number = self._numbers + 1
+        residency.loading[expert] = number
+        self._copies[number] = (expert, size)
+        self._view.queued_bytes += size
+        self.counts.copies += 1
+        if cause is DEMAND:
+            residency.leased[expert] = 0
+            self.counts.bytes_demand += size
+        else:
+            self._fresh[expert] = size
+        self._cache.on_admit(expert, self._view)
+        self._out.append(Copy(number, expert, ALL, RAM, place, cause, after))
+        return True
+
+    def _evict(self, expert: int, pool: Pool) -> None:
+        pool.release(expert, self.residency.size_L[expert // self._experts])
+        if expert in self._fresh:
+            self.counts.bytes_prefetch_wasted += self._fresh.pop(expert)
+        self._cache.on_evict(expert, self._view)
+
+    def _copy_ended(self, fact: CopyEnded) -> None:
+        try:
+            expert, size = self._copies.pop(fact.n)
+        except KeyError:
+            raise ProtocolError(f"copy {fact.n} ended but was not under way") from None
+        self._view.queued_bytes -= size
+        loading = self.residency.loading
+        if loading.get(expert) == fact.n:
+            del loading[expert]
+            if expert in self._leaving:
+                self._leaving.discard(expert)
+                self._evict(expert, self.residency.staging)
+
+    # Prefetch
+
+    def _consult(self, demand: Demand | None) -> None:
+        if self._asks:
+            for name, question in self._prefetch.asks(demand, self._view):
+                self._numbers += 1
+                self._asked.add(self._numbers)
+                self._out.append(Ask(self._numbers, name, question))
+        for wish in self._prefetch.wants(demand, self._view):
+            self._wish(wish.expert, wish.priority)
+
+    def _wish(self, expert: int, priority: float) -> None:
+        if not 0 <= expert < self._run.layers * self._experts:
+            raise PolicyError(f"{type(self._prefetch).__name__} wished for expert {expert}; no such expert")
+        if not self.residency.has_room(expert):
+            self._queue.put(expert, priority)
+
+    def _hand_over_prefetches(self) -> None:
+        """Hand over prefetches while the window has room; room and victim are chosen now (rule 4)."""
+        view, queue = self._view, self._queue
+        while queue and (view.queued_bytes < self._window_bytes or not self._copies):
+            expert = queue.first()
+            if not self.residency.has_room(expert) and not self._copy_into(
+                self._choose_pool(expert), expert, PREFETCH
+            ):
+                return
+            queue.remove(expert)
+
+    def _answered(self, fact: Answered) -> None:
+        if fact.n not in self._asked:
+            raise ProtocolError(f"answer {fact.n} ('{fact.name}') to what was not asked")
+        self._asked.discard(fact.n)
+        for wish in self._prefetch.on_answer(fact.name, fact.value, self._view):
+            self._wish(wish.expert, wish.priority)
+
+    # The rest
+
+    def _cpu_run_ended(self, fact: CpuRunEnded) -> None:
+        if fact.n not in self._cpu_runs:
+            raise ProtocolError(f"CPU run {fact.n} ended but was not under way")
+        self._cpu_runs.discard(fact.n)
+        if not self._cpu_runs and self._layer_open >= 0:
+            self._out.append(LayerDone(self._layer_open))
+            self._layer_open = -1
+
+    def _budget_changed(self, fact: BudgetChanged) -> None:
+        raise CapabilityError(
+            f"the expert budget changed to {fact.budget_bytes} bytes during a run; this controller "
+            "keeps the budget it began with"
+        )
+
+    def _timer_fired(self, fact: TimerFired) -> None:
+        raise ProtocolError(f"timer {fact.n} fired but none was set")
+
+    def _failed(self, fact: Failed) -> None:
+        raise MoesimError(f"command {fact.n} failed: {fact.reason}")
+
+
+def _overrides(policy: object, base: type, hook: str) -> bool:
+    """Return whether a policy does anything in a hook; those that don't are not called."""
+    return getattr(type(policy), hook) is not getattr(base, hook)

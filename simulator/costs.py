@@ -1,0 +1,360 @@
+"""How long things take: machine x runtime x model -> integer nanoseconds.
+
+Kernels take their roofline floor (the longer of reading the weights and doing the products) times
+the runtime's multiple, plus what does not shrink with the work. Copies take latency plus bytes over
+bandwidth. Nothing here knows a clock, a queue or a policy: contention is the engine's business.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal, Self
+
+from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
+from moesim.hardware_profiles.bands import Part, Term
+from moesim.hardware_profiles.figures import Figure, Kind, weakest
+from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
+from moesim.hardware_profiles.schema import Route
+from moesim.simulator.models.cost_shape import CostLayer, CostShape
+
+CopyKind = Literal["h2d", "d2h", "peer", "nvme"]
+
+_SECOND_NS = 10**9
+_WHOLE_PPM = 1_000_000
+_ACTIVATION_BYTES = 2
+_BYTES_ORIGIN_BAND = 0.25
+
+
+def to_ns(time_ns: float | Fraction) -> int:
+    """Return a duration as the clock counts it: half to even, at least 0.
+
+    >>> to_ns(2.5), to_ns(3.5), to_ns(-1.0)
+    (2, 4, 0)
+    """
+    return max(0, round(time_ns))
+
+
+class CostModel:
+    """Costs of one model on one machine under one runtime.
+
+    Plain host costs are attributes, all in integer ns: `launch_layer_ns`, `event_ns`, `sync_ns`
+    (from the router's end until the host has its choice), `poll_ns`.
+
+    Attributes:
+        slow_down_ppm: By how much kernels are longer while copies run; see `slowed_ns`.
+        pause_threshold_ns: A copy that begins after the link idled this long is `after_pause`.
+        window_bytes: Default of the run's window of prefetches handed over.
+        copies_block_host: The host waits for the end of each copy.
+        decides_on: The processor that `decision_ns` occupies.
+        workspace_bytes: VRAM that the runtime keeps for itself.
+        terms: How sure each kind of time is: copy, dense, experts, head, host, cpu.
+    """
+
+    def __init__(
+        self, profile: HardwareProfile, runtime: RuntimeProfile, shape: CostShape
+    ) -> None:
+        self.profile = profile
+        self.runtime = runtime
+        self.shape = shape
+        self.launch_layer_ns = runtime.launch.layer.value
+        self.event_ns = runtime.launch.event.value
+        self.sync_ns = runtime.wait.router.value
+        self.poll_ns = runtime.wait.poll.value
+        self.slow_down_ppm = profile.gpu.slow_down_while_copying.value
+        self.pause_threshold_ns = profile.link.first_copy.after.value
+        self.window_bytes = runtime.copying.window
+        self.copies_block_host = runtime.copying.blocking
+        self.decides_on = runtime.decisions.place
+        self.workspace_bytes = runtime.memory.workspace.value
+
+        gpu, kernels = profile.gpu, runtime.kernels
+        self._byte_ns = (
+            _SECOND_NS * _WHOLE_PPM / (gpu.memory_bandwidth.value * gpu.memory_efficiency.value)
+        )
+        compute_ns = _SECOND_NS * _WHOLE_PPM / gpu.compute_efficiency.value
+        self._flop_ns = compute_ns / gpu.bf16.value
+        fp8 = gpu.fp8 if shape.weight_format == "fp8" else None
+        self._expert_flop_ns = compute_ns / (fp8 or gpu.bf16).value
+        self._dense_multiple = kernels.dense_multiple.value
+        self._dense_fixed_ns = kernels.dense_fixed.value
+        self._expert_multiple = kernels.expert_multiple.value
+        self._expert_fixed_ns = kernels.expert_fixed.value
+        self._launch_run_ns = runtime.launch.run.value + self.event_ns
+        self._launch_per_expert_ns = runtime.launch.per_expert.value
+
+        # Layers of one class (equal figures) share their memos.
+        attention: dict[CostLayer, dict[tuple[int, int, int], int]] = {}
+        experts: dict[CostLayer, dict[int, int]] = {}
+        self._attention_memos = [attention.setdefault(layer, {}) for layer in shape.layers]
+        self._expert_memos = [experts.setdefault(layer, {}) for layer in shape.layers]
+        self._copy_memo: dict[tuple[int, str, bool], int] = {}
+        self.terms = _terms(self)
+
+    @classmethod
+    def for_tests(
+        cls,
+        *,
+        layers: int = 2,
+        experts: int = 4,
+        top_k: int = 2,
+        expert_bytes: int = 1_000_000,
+        dense_bytes: int = 500_000,
+        head_bytes: int = 1_000_000,
+        machine: Mapping[str, Any] | None = None,
+        runtime: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return costs of round numbers; see `round_machine` and `round_runtime` for the options.
+
+        >>> costs = CostModel.for_tests(machine={"link_latency_ns": 5_000})
+        >>> costs.copy_ns(1_000_000), costs.experts_gpu_ns(0, [1, 1]), costs.head_ns(1)
+        (105000, 2000, 1000)
+        """
+        shape = CostShape.from_bytes(
+            [expert_bytes] * layers,
+            [dense_bytes] * layers,
+            experts=experts,
+            top_k=top_k,
+            name="round",
+            head_bytes=head_bytes,
+        )
+        return cls(round_machine(**(machine or {})), round_runtime(**(runtime or {})), shape)
+
+    def copy_ns(self, nbytes: int, kind: CopyKind = "h2d", *, after_pause: bool = False) -> int:
+        """Return how long one copy occupies its engine.
+
+        An expert that the runtime keeps in several pieces is several copies: each pays the latency.
+
+        Args:
+            nbytes: Size of the copy.
+            kind: h2d is the runtime's way of bringing experts to the GPU (pinned or pageable);
+                nvme is from disk to RAM.
+            after_pause: Whether the link idled for `pause_threshold_ns` or more (h2d only).
+
+        Raises:
+            ValueError: If the machine has no such link.
+        """
+        key = (nbytes, kind, after_pause)
+        known = self._copy_memo.get(key)
+        if known is None:
+            known = self._copy_memo[key] = to_ns(self._copy(nbytes, kind, after_pause=after_pause))
+        return known
+
+    def _copy(self, nbytes: int, kind: CopyKind, *, after_pause: bool) -> Fraction:
+        pieces = self.runtime.copying.pieces_per_expert if kind in ("h2d", "peer") else 1
+        route = self._route(kind)
+        time_ns = pieces * _route_ns(route, Fraction(nbytes, pieces))
+        if kind == "h2d":
+            time_ns += pieces * self.runtime.copying.overhead.value
+            if after_pause:
+                time_ns += self.profile.link.first_copy.extra.value
+        return time_ns
+
+    def _route(self, kind: CopyKind) -> Route:
+        link = self.profile.link
+        if kind == "h2d":
+            return link.h2d if self.runtime.copying.source == "pinned" else link.pageable
+        route = {"d2h": link.d2h, "peer": link.peer, "nvme": self.profile.nvme}[kind]
+        if route is None:
+            where = "link.peer" if kind == "peer" else "nvme"
+            raise ValueError(
+                f"machine {self.profile.name!r} has no {kind} copies; add {where} to its profile"
+            )
+        return route
+
+    def attention_ns(
+        self, layer: int, tokens: int, context_tokens: int, requests: int = 1
+    ) -> int:
+        """Return GPU time of all between the experts before MoE layer `layer` and its own router.
+
+        Args:
+            layer: Index of the MoE layer, not of the decoder layer.
+            tokens: New tokens of the step, of all requests together.
+            context_tokens: Positions attended to, new ones included, summed over the requests.
+            requests: How many requests the tokens belong to; one per token in a decode step. The
+                requests are taken to be alike.
+        """
+        memo = self._attention_memos[layer]
+        key = (tokens, context_tokens, requests)
+        known = memo.get(key)
+        if known is None:
+            if len(memo) >= _MEMO_ENTRIES:
+                memo.clear()
+            known = memo[key] = self._dense_fixed_ns + to_ns(
+                self._attention(self.shape.layers[layer], tokens, context_tokens, requests)
+                * self._dense_multiple
+            )
+        return known
+
+    def _attention(
+        self, layer: CostLayer, tokens: int, context_tokens: int, requests: int
+    ) -> float:
+        """Return the roofline floor of dense weights and attention, in ns."""
+        floor_ns = self._roofline(layer.dense_bytes, tokens * layer.dense_flops_per_token)
+        # Causal: the i-th of a request's n new tokens sees its context but for the n - i after it.
+        pairs = tokens * context_tokens / requests - tokens * (tokens / requests - 1) / 2
+        floor_ns += self._roofline(
+            context_tokens * layer.kv_bytes_per_token, pairs * layer.attention_flops_per_pair
+        )
+        window = self.shape.window_tokens
+        if window is not None:
+            floor_ns += self._roofline(
+                min(context_tokens, window * requests) * layer.windowed_kv_bytes_per_token,
+                min(pairs, tokens * window) * layer.windowed_flops_per_pair,
+            )
+        return floor_ns
+
+    def _roofline(self, read_bytes: float, flops: float) -> float:
+        return max(read_bytes * self._byte_ns, flops * self._flop_ns)
+
+    def experts_gpu_ns(
+        self, layer: int, tokens_per_expert: Sequence[int], *, part_ppm: int = _WHOLE_PPM
+    ) -> int:
+        """Return GPU time of one run of experts of one layer.
+
+        The sum over experts, each rounded, plus what the runtime adds per run: running the same
+        experts in two runs costs exactly one such addition more.
+
+        Args:
+            layer: Index of the MoE layer.
+            tokens_per_expert: For each expert of the run, how many tokens it serves.
+            part_ppm: How much of each expert runs, where experts are split.
+        """
+        memo = self._expert_memos[layer]
+        total_ns = 0
+        for tokens in tokens_per_expert:
+            known = memo.get(tokens)
+            if known is None:
+                known = memo[tokens] = self._expert(self.shape.layers[layer], tokens)
+            total_ns += known
+        if part_ppm != _WHOLE_PPM:
+            total_ns = to_ns(Fraction(total_ns * part_ppm, _WHOLE_PPM))
+        return total_ns + self._expert_fixed_ns
+
+    def _expert(self, layer: CostLayer, tokens: int) -> int:
+        if tokens == 0:
+            return 0
+        read_ns = layer.expert_bytes * self._byte_ns
+        compute_ns = tokens * layer.expert_flops_per_token * self._expert_flop_ns
+        return to_ns(max(read_ns, compute_ns) * self._expert_multiple)
+
+    def expert_cpu_ns(self, layer: int, tokens: int, *, while_copying: bool = False) -> int:
+        """Return the time from handing one expert to the CPU until the host knows its result.
+
+        All cores work on it: two experts take the time of their products one after the other.
+
+        Args:
+            layer: Index of the MoE layer.
+            tokens: How many tokens it serves.
+            while_copying: Whether copies to the GPU take their share of the DRAM meanwhile.
+
+        Raises:
+            ValueError: If the runtime computes no experts on the CPU.
+        """
+        cpu = self.runtime.cpu_experts
+        if cpu is None:
+            raise ValueError(
+                f"runtime {self.runtime.name!r} computes no experts on the CPU; choose a schedule "
+                "that does not ask for it, or add cpu_experts to the runtime's profile"
+            )
+        return (
+            cpu.hand_over.value
+            + 2 * self.activation_ns(tokens)
+            + self.product_cpu_ns(layer, tokens, while_copying=while_copying)
+            + cpu.notice.value
+        )
+
+    def activation_ns(self, tokens: int) -> int:
+        """Return how long the activations of `tokens` tokens travel to the host, or back."""
+        return self.copy_ns(tokens * self.shape.hidden * _ACTIVATION_BYTES, "d2h")
+
+    def product_cpu_ns(self, layer: int, tokens: int, *, while_copying: bool = False) -> int:
+        """Return how long the products of one expert keep the CPU busy, without the round trip."""
+        host, shape = self.profile.host, self.shape.layers[layer]
+        rate = (
+            host.expert_bandwidth_while_copying if while_copying else host.expert_bandwidth
+        ).value
+        flops = tokens * shape.expert_flops_per_token
+        return to_ns(
+            max(shape.expert_bytes * _SECOND_NS / rate, flops * _SECOND_NS / host.expert_flops.value)
+        )
+
+    def head_ns(self, tokens: int) -> int:
+        """Return GPU time of what follows the last experts: norm, LM head, sampling.
+
+        Args:
+            tokens: How many tokens get logits; one per request.
+        """
+        floor_ns = self._roofline(
+            self.shape.head_bytes, tokens * self.shape.head_flops_per_token
+        )
+        return to_ns(floor_ns * self._dense_multiple) + self._head_fixed_ns
+
+    def launch_run_ns(self, experts: int) -> int:
+        """Return host time to launch one run of `experts` experts and record its end."""
+        return self._launch_run_ns + experts * self._launch_per_expert_ns
+
+    def copy_issue_ns(self, copies: int) -> int:
+        """Return host time to hand over `copies` copies and record the end of each."""
+        return copies * self._copy_issue_ns
+
+    def decision_ns(self, system: str, experts: int, commands: int) -> int:
+        """Return how long one decision takes the processor that `decides_on` names.
+
+        Args:
+            system: Its row of the runtime's table; one without a row gets the default row.
+            experts: Distinct experts of the demand.
+            commands: Commands in the answer.
+        """
+        base_ns, per_expert_ns, per_command_ns = self._decisions.get(system, self._decision)
+        return base_ns + experts * per_expert_ns + commands * per_command_ns
+
+    def slowed_ns(self, kernel_ns: int) -> int:
+        """Return what a kernel of `kernel_ns` takes if copies run as it starts."""
+        return kernel_ns + to_ns(Fraction(kernel_ns * self.slow_down_ppm, _WHOLE_PPM))
+
+    def evidence_for(self, busy_ns: Mapping[str, int]) -> Kind:
+        """Return the weakest evidence behind the kinds of time that a run consists of.
+
+        Args:
+            busy_ns: Busy time by term (a key of `terms`); a term with none does not count.
+        """
+        return weakest([term.evidence for term, _ in self._used(busy_ns)])
+
+    def band_for(self, busy_ns: Mapping[str, int]) -> float:
+        """Return the relative band of a time that consists of `busy_ns`: the weighted mean.
+
+        Args:
+            busy_ns: Busy time by term (a key of `terms`).
+        """
+        used = self._used(busy_ns)
+        total_ns = sum(share_ns for _, share_ns in used)
+        return sum(term.band * share_ns for term, share_ns in used) / total_ns
+
+    def _used(self, busy_ns: Mapping[str, int]) -> list[tuple[Term, int]]:
+        used = [(self.terms[name], share_ns) for name, share_ns in busy_ns.items() if share_ns > 0]
+        return used or [(term, 1) for term in self.terms.values()]
+
+    @property
+    def evidence(self) -> Kind:
+        """The weakest evidence among all figures in use."""
+        return weakest([term.evidence for term in self.terms.values()])
+
+    @property
+    def band(self) -> float:
+        """The widest band of all terms: what holds whatever the run is bound by."""
+        return max(term.band for term in self.terms.values())
+
+
+def _route_ns(route: Route, nbytes: Fraction) -> Fraction:
+    """Return latency + bytes / bandwidth(bytes); times at listed sizes are joined by lines."""
+    points = route.bandwidth.value
+    after = next((i for i, point in enumerate(points) if point.size_bytes >= nbytes), len(points))
+    if after in (0, len(points)):
+        point = points[min(after, len(points) - 1)]
+        moving_ns = nbytes * _SECOND_NS / point.bytes_per_s
+    else:
+        (left, left_rate), (right, right_rate) = points[after - 1], points[after]
+        left_ns = Fraction(left * _SECOND_NS, left_rate)
+        right_ns = Fraction(right * _SECOND_NS, right_rate)
+        moving_ns = left_ns + (right_ns - left_ns) * (nbytes - left) / (right - left)
+    return route.latency.value + moving_ns

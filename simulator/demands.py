@@ -1,0 +1,206 @@
+"""Turns a routing trace into what a driver serves: requests, their steps, each layer's choices.
+
+Nothing is copied before its request begins, so a memory-mapped trace replays in the memory of its
+longest request.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moesim.simulator.errors import CapabilityError
+from moesim.simulator.messages import FormStep
+from moesim.simulator.terms import Phase
+from moesim.traces import RoutingTrace
+
+# T tokens, L MoE layers, K chosen.
+
+
+class StepRows(NamedTuple):
+    """One recorded forward pass of one request: rows [begin, end) of the request."""
+
+    begin: int
+    end: int
+    phase: Phase
+    context_tokens: int
+    gives_token: bool
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request being served: its rows as plain lists, and the step it is at."""
+
+    steps: list[StepRows]
+    at: int
+    choices_TLK: list[list[list[int]]]
+    gates_TLK: list[list[list[float]]] | None
+    by_layer: dict[str, list[Any]]
+    by_step: dict[str, list[Any]]
+
+
+class Step:
+    """One forward pass of one or more requests."""
+
+    def __init__(self, number: int, requests: tuple[int, ...], parts: list[tuple[_Open, StepRows]]) -> None:
+        self.number = number
+        self.requests = requests
+        self.parts = parts
+        self.phases = tuple(rows.phase for _, rows in parts)
+        self.tokens = sum(rows.end - rows.begin for _, rows in parts)
+        self.context_tokens = sum(rows.context_tokens for _, rows in parts)
+        self.tokens_out = tuple(int(rows.gives_token) for _, rows in parts)
+        self.signals = {
+            name: [row for open_, rows in parts for row in open_.by_step[name][rows.begin : rows.end]]
+            for name in parts[0][0].by_step
+        }
+
+    def choices(self, layer: int) -> list[int]:
+        """Return the experts chosen in one layer, in touch order: by token, then by router rank."""
+        if len(self.parts) == 1:
+            open_, rows = self.parts[0]
+            if rows.end - rows.begin == 1:
+                return open_.choices_TLK[rows.begin][layer]
+        return [
+            expert
+            for open_, rows in self.parts
+            for row in open_.choices_TLK[rows.begin : rows.end]
+            for expert in row[layer]
+        ]
+
+    def gates(self, layer: int) -> Sequence[float]:
+        """Return the gate weights of ``choices``, or nothing where the trace has none."""
+        if self.parts[0][0].gates_TLK is None:
+            return ()
+        return [
+            gate
+            for open_, rows in self.parts
+            for row in (open_.gates_TLK or [])[rows.begin : rows.end]
+            for gate in row[layer]
+        ]
+
+    def layer_signals(self, layer: int) -> Mapping[str, Any]:
+        """Return the signals known once this layer is routed, each a list over the step's tokens."""
+        return {
+            name: [
+                row[layer]
+                for open_, rows in self.parts
+                for row in open_.by_layer[name][rows.begin : rows.end]
+            ]
+            for name in self.parts[0][0].by_layer
+        }
+
+
+class Workload:
+    """The requests of a trace, served as recorded: each step's tokens and choices are the trace's.
+
+    Args:
+        trace: What was routed.
+        signals: Names of the trace's signals that the policies read; the others are not loaded.
+        gates: Whether a policy reads the gate weights.
+    """
+
+    def __init__(self, trace: RoutingTrace, *, signals: Sequence[str] = (), gates: bool = False) -> None:
+        self._trace = trace
+        self._signals = tuple(signals)
+        self._gates = gates and trace.gate_TLK is not None
+        self._starts = trace.row_starts().tolist()
+        self._open: dict[int, _Open] = {}
+        self._steps_begun = 0
+        self.layers = trace.layers
+        self.experts = trace.experts
+        self.requests = trace.requests
+
+    def prompt_tokens(self, request: int) -> int:
+        """Return the length of a prompt, or 0 where unknown."""
+        return max(0, int(self._trace.prompt_tokens_R[request]))
+
+    def task(self, request: int) -> str:
+        """Return the task label of a request."""
+        return self._trace.task_R[request]
+
+    def max_context_tokens(self) -> int:
+        """Return the longest context that any request reaches."""
+        return int(self._trace.position_T.max()) + 1
+
+    def begin(self, form: FormStep) -> Step:
+        """Begin the next recorded step of these requests.
+
+        Raises:
+            CapabilityError: A prompt is to be cut otherwise than it was recorded.
+        """
+        if any(chunk is not None for chunk in form.prompt_chunks):
+            raise CapabilityError(
+                f"requests {form.requests} ask for prompt chunks {form.prompt_chunks}; "
+                "a trace is served in the steps it was recorded in"
+            )
+        parts = []
+        for request in form.requests:
+            open_ = self._open.get(request)
+            if open_ is None:
+                open_ = self._open[request] = self._load(request)
+            parts.append((open_, open_.steps[open_.at]))
+            open_.at += 1
+        self._steps_begun += 1
+        return Step(self._steps_begun - 1, form.requests, parts)
+
+    def is_finished(self, request: int) -> bool:
+        """Return whether a request has had its last step; if so its rows are let go."""
+        open_ = self._open[request]
+        if open_.at < len(open_.steps):
+            return False
+        del self._open[request]
+        return True
+
+    def events(self) -> Iterator[list[int]]:
+        """Yield the choices of every layer event, requests one after another: what will be demanded."""
+        for request in range(self.requests):
+            open_ = self._load(request)
+            for rows in open_.steps:
+                step = Step(0, (request,), [(open_, rows)])
+                for layer in range(self.layers):
+                    yield step.choices(layer)
+
+    def _load(self, request: int) -> _Open:
+        trace = self._trace
+        rows = slice(self._starts[request], self._starts[request + 1])
+        layers, experts = trace.layers, trace.experts
+        offsets_L1 = (np.arange(layers, dtype=np.int32) * experts)[:, None]
+        expert_TLK = np.asarray(trace.expert_TLK[rows])
+        absent_TLK = expert_TLK < 0
+        choices = (expert_TLK.astype(np.int32) + offsets_L1).tolist()
+        gates = (
+            np.asarray(trace.gate_TLK[rows]).tolist()
+            if self._gates and trace.gate_TLK is not None
+            else None
+        )
+        for t, layer in np.argwhere(absent_TLK.any(axis=2)).tolist():
+            choices[t][layer] = []
+            if gates is not None:
+                gates[t][layer] = []
+        by_layer, by_step = {}, {}
+        for name in self._signals:
+            known_at = trace.header.signals[name].known_at
+            values = np.asarray(trace.signals[name][rows]).tolist()
+            (by_layer if known_at == "layer_routed" else by_step)[name] = values
+        steps = list(_steps(trace, rows))
+        return _Open(steps, 0, choices, gates, by_layer, by_step)
+
+
+def _steps(trace: RoutingTrace, rows: slice) -> Iterator[StepRows]:
+    """Yield the forward passes of one request, told apart by their step number."""
+    step_T = np.asarray(trace.step_T[rows])
+    position_T = np.asarray(trace.position_T[rows])
+    is_prefill_T = np.asarray(trace.is_prefill_T[rows])
+    bounds = [0, *(np.flatnonzero(np.diff(step_T)) + 1).tolist(), len(step_T)]
+    last_prefill = int(is_prefill_T.sum())
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        is_prefill = bool(is_prefill_T[begin])
+        yield StepRows(
+            begin,
+            end,
+            Phase.PREFILL if is_prefill else Phase.DECODE,
+            int(position_T[end - 1]) + 1,
+            not is_prefill or end == last_prefill,
+        )

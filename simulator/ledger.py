@@ -1,0 +1,120 @@
+"""What happened in a run: counts, bytes by cause, busy times; the books are balanced at its end.
+
+The controller counts decisions, the driver measures times; ``check`` proves that they agree. All
+figures are integers, so sums are exact; ratios are computed where they are printed.
+"""
+
+from dataclasses import dataclass, field, fields
+
+from moesim.simulator.errors import BooksError
+
+
+@dataclass(slots=True)
+class Counts:
+    """Decisions of one run, as the controller saw them.
+
+    A demand is one distinct expert of one layer event. ``decode_`` figures are over the steps
+    without prompt tokens. Bytes of a prefetch are *useful* if the expert was ready when demanded,
+    *late* if it was demanded while on its way, *wasted* if it left, or the run ended, unused.
+    """
+
+    steps: int = 0
+    output_tokens: int = 0
+    demands: int = 0
+    hits: int = 0
+    late_hits: int = 0
+    partial_hits: int = 0
+    misses: int = 0
+    decode_demands: int = 0
+    decode_hits: int = 0
+    evictions: int = 0
+    copies: int = 0
+    waves: int = 0
+    cpu_experts: int = 0
+    bytes_demand: int = 0
+    bytes_prefetch_useful: int = 0
+    bytes_prefetch_late: int = 0
+    bytes_prefetch_wasted: int = 0
+    bytes_rebalance: int = 0
+    bytes_peer: int = 0
+    bytes_nvme: int = 0
+    bytes_initial: int = 0
+    peak_expert_bytes: int = 0
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes that moved while the run went on; the initial placement is not timed."""
+        return (
+            self.bytes_demand
+            + self.bytes_prefetch_useful
+            + self.bytes_prefetch_late
+            + self.bytes_prefetch_wasted
+            + self.bytes_rebalance
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        """Return every count by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(slots=True)
+class RequestTimes:
+    """When one request arrived, and when each of its tokens was complete."""
+
+    request: int
+    arrived_ns: int
+    began_ns: int
+    prompt_tokens: int = 0
+    token_ends_ns: list[int] = field(default_factory=list)
+    has_first_token: bool = False
+
+
+@dataclass(slots=True)
+class Timings:
+    """What a driver measured; every ``busy_ns`` is the time its resource was in use.
+
+    ``engines`` holds busy time by copy engine (``h2d``, ``d2h``, ``peer``, ``nvme``).
+    """
+
+    span_ns: int = 0
+    gpu_busy_ns: int = 0
+    host_busy_ns: int = 0
+    cpu_busy_ns: int = 0
+    decision_ns: int = 0
+    engines_busy_ns: dict[str, int] = field(default_factory=dict)
+    engine_bytes: dict[str, int] = field(default_factory=dict)
+    engine_copies: dict[str, int] = field(default_factory=dict)
+    requests: list[RequestTimes] = field(default_factory=list)
+    peak_context_tokens: int = 0
+
+    @property
+    def link_busy_ns(self) -> int:
+        """Busy time of the host-to-device link."""
+        return self.engines_busy_ns.get("h2d", 0)
+
+
+def check(counts: Counts, timings: Timings) -> None:
+    """Balance the books of a finished run.
+
+    Raises:
+        BooksError: A sum is off; the message names it.
+    """
+    judged = counts.hits + counts.late_hits + counts.partial_hits + counts.misses
+    moved = sum(timings.engine_bytes.values())
+    books = [
+        ("demands", counts.demands, judged),
+        ("copies", counts.copies, sum(timings.engine_copies.values())),
+        ("bytes moved", counts.bytes_total, moved),
+    ]
+    for name, expected, actual in books:
+        if expected != actual:
+            raise BooksError(f"the run's {name} do not add up: {expected} decided, {actual} seen")
+    busy = {
+        "gpu": timings.gpu_busy_ns,
+        "host": timings.host_busy_ns,
+        "cpu": timings.cpu_busy_ns,
+        **timings.engines_busy_ns,
+    }
+    for name, busy_ns in busy.items():
+        if not 0 <= busy_ns <= timings.span_ns:
+            raise BooksError(f"{name} was busy {busy_ns} ns in a run of {timings.span_ns} ns")

@@ -1,0 +1,312 @@
+"""The file a policy author reads: what a policy is told, and the questions it answers.
+
+A policy is told the present and answers; the controller keeps the books; the driver owns time and
+bytes. A policy never owns the cache, sees no clock but ``view.now_ns``, and reads a signal, a
+profile trace or the future only if its class declares it in ``needs``. The same object runs in the
+simulator and on a GPU.
+
+One policy is one file in ``policies/<axis>/``; the file's name is the policy's name and
+``__all__`` names its class. The first argument of the constructor is the run, the keyword-only
+ones are its options; a fresh object is built for each run, so there is nothing to reset.
+
+Experts are ints, ``layer * run.experts + expert``.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from moesim.simulator.terms import Device, Phase, Verdict
+
+
+class Costs(Protocol):
+    """How long things take on this machine, in ns; what cost-aware policies may ask."""
+
+    def copy_ns(self, nbytes: int) -> int:
+        """Return the time of one host-to-device copy, alone on the link."""
+        ...
+
+    def experts_gpu_ns(self, layer: int, tokens_per_expert: Sequence[int]) -> int:
+        """Return the GPU time of one launch over these experts."""
+        ...
+
+    def expert_cpu_ns(self, layer: int, tokens: int) -> int:
+        """Return the time of one expert on the CPU, activations there and back included."""
+        ...
+
+    def layer_ns(self, layer: int) -> int:
+        """Return the GPU time of attention and router of one decode token at a short context."""
+        ...
+
+
+class Future(Protocol):
+    """The demands to come, as recorded; only for policies that declare ``needs = {"future"}``."""
+
+    def next_use(self, expert: int, after_event: int) -> int | None:
+        """Return the first event after this one that demands the expert; None if none does."""
+        ...
+
+    def demand(self, event: int) -> Sequence[int]:
+        """Return the experts of one event, or nothing past the end of the run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a policy is told once, when it is built.
+
+    Attributes:
+        layers: MoE layers, L.
+        experts: Experts of each layer, E.
+        top_k: Experts that a token uses in each layer.
+        expert_bytes_L: Bytes of one expert of each layer.
+        budget_bytes: Room for experts in VRAM, staging included.
+        costs: The cost model of the machine.
+        rng: This policy's own random stream.
+        popularity_LE: How often each expert was chosen in the profile trace; needs ``profile``.
+        follows_LEE: How often expert b of layer l+1 was chosen by tokens that chose a in layer l,
+            ``[l, a, b]``, in the profile trace; needs ``transitions``.
+        future: The demands to come; needs ``future``.
+    """
+
+    layers: int
+    experts: int
+    top_k: int
+    expert_bytes_L: tuple[int, ...]
+    budget_bytes: int
+    costs: Costs
+    rng: np.random.Generator
+    popularity_LE: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    follows_LEE: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    future: Future | None = None
+
+    @property
+    def equal_experts(self) -> bool:
+        """Whether all experts have the same size."""
+        return len(set(self.expert_bytes_L)) == 1
+
+    def size(self, expert: int) -> int:
+        """Return the bytes of one expert."""
+        return self.expert_bytes_L[expert // self.experts]
+
+    def layer(self, expert: int) -> int:
+        """Return the MoE layer of an expert."""
+        return expert // self.experts
+
+    def fill(self, ranked: Iterable[int], room_bytes: int) -> list[int]:
+        """Return the experts of a ranking that fit into the room, in order, none skipped over."""
+        chosen: list[int] = []
+        for expert in ranked:
+            room_bytes -= self.size(expert)
+            if room_bytes < 0:
+                break
+            chosen.append(expert)
+        return chosen
+
+
+class Residency(Protocol):
+    """Where experts are; the controller's book, read-only for policies."""
+
+    def is_resident(self, expert: int) -> bool:
+        """Return whether the whole expert is in VRAM and ready."""
+        ...
+
+    def is_loading(self, expert: int) -> bool:
+        """Return whether a copy of it was handed over and has not ended."""
+        ...
+
+    def free_bytes(self, layer: int) -> int:
+        """Return the free room of the pool that holds this layer's experts."""
+        ...
+
+
+@dataclass(slots=True)
+class View:
+    """The present, as a policy may see it. One object for the whole run, updated in place.
+
+    Attributes:
+        residency: Where experts are.
+        now_ns: Time of the facts being handled.
+        event: Number of the layer event, from 0; one step of one MoE layer.
+        step: Number of the step, from 0.
+        layer: MoE layer last routed; -1 between a step's beginning and its first router.
+        phases: Phase of each request of the step.
+        signals: What the trace or the model gave at or before this point.
+        queued_bytes: Copies handed over and not yet reported ended.
+    """
+
+    residency: Residency
+    now_ns: int = 0
+    event: int = -1
+    step: int = -1
+    layer: int = -1
+    phases: tuple[Phase, ...] = ()
+    signals: Mapping[str, Any] = field(default_factory=dict)
+    queued_bytes: int = 0
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether no request of the step is in prefill."""
+        return Phase.PREFILL not in self.phases
+
+
+class Evictable(Protocol):
+    """The experts of one pool that may leave now: ready, not needed, not in use."""
+
+    def __contains__(self, expert: int) -> bool: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
+@dataclass(slots=True)
+class Demand:
+    """What one layer needs, as judged when its router has run.
+
+    Attributes:
+        step: Number of the step.
+        layer: MoE layer.
+        experts: Distinct experts in order of first occurrence.
+        tokens: Tokens that each of them serves, keyed by expert.
+        hits: Those ready in VRAM.
+        late: Those whose copy was handed over earlier and has not ended.
+        partial: Those with some parts in VRAM; disjoint from the others.
+        misses: The rest.
+        gates: Router weights in touch order, or empty.
+    """
+
+    step: int
+    layer: int
+    experts: Sequence[int]
+    tokens: Mapping[int, int]
+    hits: Sequence[int]
+    late: Sequence[int]
+    partial: Sequence[int]
+    misses: Sequence[int]
+    gates: Sequence[float] = ()
+
+
+class Policy:
+    """What all three axes share.
+
+    Attributes:
+        needs: What the run must grant: ``future``, ``profile`` or ``transitions`` (a profile trace), or
+            a signal of the trace by its name.
+        paper: Where the rule is defined.
+        timing_free: Whether decisions depend on the order of demands alone, never on times.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    paper: ClassVar[str] = ""
+    timing_free: ClassVar[bool] = True
+
+
+class CachePolicy(Policy):
+    """Decides what stays in VRAM.
+
+    Order of calls in one event: ``on_touch`` for every choice, hit or miss, in (token, rank)
+    order; then, for each miss, ``admit``, ``choose_victim`` as often as room is needed (each victim
+    answered by ``on_evict``) and ``on_admit``; ``on_event_end`` once all is handed over.
+    A prefetched expert is admitted the same way, without a touch.
+    """
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
+
+    def quotas_L(self) -> Sequence[int] | None:
+        """Return the bytes of each layer's own pool, or None for one pool over all layers."""
+        return None
+
+    def staging_bytes(self) -> int:
+        """Return how much of the budget is set apart for experts that do not stay."""
+        return 0
+
+    def initial(self) -> Sequence[int]:
+        """Return the experts to place before time zero, most wanted first; what fits is placed."""
+        return ()
+
+    def admit(self, expert: int, view: View) -> Verdict:
+        """Return whether an expert about to be copied is kept or only passes through staging."""
+        return Verdict.KEEP
+
+    def on_touch(self, expert: int, view: View) -> None:
+        """Learn that a token of this event chose the expert."""
+
+    def on_admit(self, expert: int, view: View) -> None:
+        """Learn that the expert has been given room."""
+
+    def on_evict(self, expert: int, view: View) -> None:
+        """Learn that the expert is in VRAM no longer: evicted, or its one use is over."""
+
+    def on_event_end(self, view: View) -> None:
+        """Learn that everything of this event has been handed over."""
+
+    def choose_victim(self, evictable: Evictable, view: View) -> int:
+        """Return the expert to give up, one of those offered."""
+        raise NotImplementedError
+
+
+class Wish(NamedTuple):
+    """A prefetch: lower priorities are copied first, equal ones in the order wished."""
+
+    expert: int
+    priority: float = 0.0
+
+
+class Question(NamedTuple):
+    """Something slow to be computed elsewhere; its answer comes back through ``on_answer``."""
+
+    name: str
+    question: Any
+
+
+class PrefetchPolicy(Policy):
+    """Decides what to copy before it is asked for.
+
+    Wishes wait in the controller's queue, without room or victim, until the link has room. A wish
+    for a layer is cancelled when that layer's router has run: what it chose has become demand.
+    """
+
+    timing_free: ClassVar[bool] = False
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
+
+    def wants(self, demand: Demand | None, view: View) -> Iterable[Wish]:
+        """Return what to copy ahead, after a layer was routed, or with None when a step begins."""
+        return ()
+
+    def asks(self, demand: Demand | None, view: View) -> Iterable[Question]:
+        """Return what to have computed elsewhere; called right before ``wants``."""
+        return ()
+
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the policy's own
+        """Return the answer to one of its own questions; pure, and may run in another process."""
+        raise NotImplementedError
+
+    def on_answer(self, name: str, answer: Any, view: View) -> Iterable[Wish]:  # noqa: ANN401
+        """Return what to copy ahead now that the answer is known."""
+        return ()
+
+
+class Group(NamedTuple):
+    """Experts that run as one launch on one device."""
+
+    device: Device
+    experts: Sequence[int]
+
+
+class SchedulePolicy(Policy):
+    """Decides where the experts of a layer run, and in which order."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
+
+    def plan(self, demand: Demand, view: View) -> Sequence[Group]:
+        """Return launches in order; every expert of ``demand.experts`` stands in exactly one."""
+        raise NotImplementedError
+
+    def form(self, waiting: Sequence[int], running: Sequence[int], view: View) -> Sequence[int]:
+        """Return the requests of the next step: by default the running one, else the first to wait."""
+        return running[:1] or waiting[:1]

@@ -1,0 +1,46 @@
+"""Evict the expert that has gone unused for longest."""
+
+from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
+from moesim.simulator.policies.quotas import Scope, split
+
+__all__ = ["LeastRecentlyUsed"]
+
+
+class LeastRecentlyUsed(CachePolicy):
+    """Least recently used, over all layers together or in a share for each layer.
+
+    Args:
+        scope: ``global`` or ``per_layer`` (equal shares, as mixtral-offloading).
+    """
+
+    paper = "mixtral-offloading (arXiv 2312.17238) section 3.1, per layer; FreeToken, global"
+
+    def __init__(self, run: RunInfo, *, scope: Scope = "global") -> None:
+        super().__init__(run)
+        self._scope = scope
+        self._order: dict[int, None] = {}
+
+    def quotas_L(self) -> list[int] | None:
+        """Return equal shares if the scope is per layer."""
+        return split(self.run, self._scope)
+
+    def on_touch(self, expert: int, view: View) -> None:
+        """Move the expert to the young end."""
+        self._order.pop(expert, None)
+        self._order[expert] = None
+
+    def on_admit(self, expert: int, view: View) -> None:
+        """Let a prefetched expert in at the young end; one just touched is there already."""
+        if expert not in self._order:
+            self._order[expert] = None
+
+    def on_evict(self, expert: int, view: View) -> None:
+        """Forget the expert."""
+        self._order.pop(expert, None)
+
+    def choose_victim(self, evictable: Evictable, view: View) -> int:
+        """Return the oldest that may leave."""
+        for expert in self._order:
+            if expert in evictable:
+                return expert
+        raise LookupError

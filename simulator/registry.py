@@ -1,0 +1,231 @@
+"""Finds a policy by its file's name, or a stranger's by ``module:Class``, and builds it with options.
+
+A *spec* is one policy and its options, as on the command line::
+
+    lru                          the file policies/cache/lru.py
+    lfu:count=lifetime           an option; several are separated by commas
+    insert_cap:limit=2/lru       a guard around another policy, which follows the slash
+    mypackage.mine:Mine          a class of an installed module
+    mine.py:Mine:depth=3         a class of a file
+
+A policy is registered by existing: nothing is listed here.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.policies.base import (
+    CachePolicy,
+    Policy,
+    PrefetchPolicy,
+    RunInfo,
+    SchedulePolicy,
+)
+
+Axis = Literal["cache", "prefetch", "schedule"]
+
+AXES: Mapping[Axis, type[Policy]] = {
+    "cache": CachePolicy,
+    "prefetch": PrefetchPolicy,
+    "schedule": SchedulePolicy,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a policy, read off its constructor."""
+
+    name: str
+    kind: Any
+    default: Any
+
+    def parse(self, text: str, where: str) -> Any:  # noqa: ANN401  the option's own type
+        """Return the value that a text stands for.
+
+        Raises:
+            InputError: The text is not of the option's type.
+        """
+        try:
+            return _parse(text, self.kind)
+        except ValueError:
+            raise InputError(
+                f"{where}: option {self.name}={text}: expected {describe_kind(self.kind)}"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """A policy class with its options and, for a guard, the policy inside it.
+
+    ``text`` is the spec as written, which names the policy in results.
+    """
+
+    axis: Axis
+    text: str
+    cls: type[Policy]
+    options: Mapping[str, Any]
+    inner: "PolicySpec | None" = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the run must grant, the policy inside included."""
+        return self.cls.needs | (self.inner.needs if self.inner else frozenset())
+
+    @property
+    def timing_free(self) -> bool:
+        """Whether decisions depend on the order of demands alone."""
+        return self.cls.timing_free and (self.inner is None or self.inner.timing_free)
+
+    def build(self, run: RunInfo) -> Any:  # noqa: ANN401  one of the three axes
+        """Return a fresh policy for one run."""
+        arguments: list[Any] = [run]
+        if self.inner is not None:
+            arguments.append(self.inner.build(run))
+        return self.cls(*arguments, **self.options)
+
+
+def names(axis: Axis) -> list[str]:
+    """Return the names of the policies of one axis, those of installed plug-ins included."""
+    package = importlib.import_module(f"moesim.simulator.policies.{axis}")
+    own = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return sorted({*own, *(point.name for point in _plugins(axis))})
+
+
+def options(cls: type[Policy]) -> dict[str, Option]:
+    """Return the options of a policy class: the keyword-only arguments of its constructor."""
+    hints = get_type_hints(cls.__init__)
+    return {
+        name: Option(name, hints.get(name, str), parameter.default)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def guards(cls: type[Policy]) -> bool:
+    """Return whether the class is a guard around another policy of its axis."""
+    return "inner" in inspect.signature(cls).parameters
+
+
+def parse(axis: Axis, text: str) -> PolicySpec:
+    """Return the policy that a spec names.
+
+    Raises:
+        UnknownNameError: No such policy or option; the message lists what there is.
+        InputError: An option's value is of the wrong type, or a guard lacks what it guards.
+    """
+    head, slash, rest = text.partition("/") if not text.split(":")[0].endswith(".py") else (text, "", "")
+    name, option_text = _split(head)
+    cls = find(axis, name)
+    known = options(cls)
+    values = {}
+    for item in filter(None, option_text.split(",")):
+        key, equals, value = item.partition("=")
+        if key not in known:
+            raise UnknownNameError(f"option of {axis} policy {name}", key, known)
+        if not equals:
+            raise InputError(f"{axis} policy {name}: option {key} has no value; write {key}=VALUE")
+        values[key] = known[key].parse(value, f"{axis} policy {name}")
+    missing = [key for key, option in known.items() if option.default is inspect.Parameter.empty]
+    for key in missing:
+        if key not in values:
+            raise InputError(f"{axis} policy {name} needs its option {key}; write {name}:{key}=VALUE")
+    if guards(cls) and not slash:
+        raise InputError(f"{axis} policy {name} guards another; write {head}/POLICY")
+    if slash and not guards(cls):
+        raise InputError(f"{axis} policy {name} guards no other; '/{rest}' has no place")
+    return PolicySpec(axis, text, cls, values, parse(axis, rest) if slash else None)
+
+
+def find(axis: Axis, name: str) -> type[Policy]:
+    """Return the class that a name stands for, without options."""
+    if ":" in name:
+        return _stranger(axis, name)
+    package = f"moesim.simulator.policies.{axis}"
+    for point in _plugins(axis):
+        if point.name == name:
+            return _check(axis, point.load(), name)
+    if name not in names(axis):
+        raise UnknownNameError(f"{axis} policy", name, names(axis))
+    module = importlib.import_module(f"{package}.{name}")
+    return _check(axis, getattr(module, module.__all__[0]), name)
+
+
+def describe_kind(kind: Any) -> str:  # noqa: ANN401
+    """Return a type as a reader of the command line knows it."""
+    if get_origin(kind) is Literal:
+        return " | ".join(str(value) for value in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(describe_kind(part) for part in get_args(kind) if part is not type(None))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
+        kind, str(kind)
+    )
+
+
+def _split(head: str) -> tuple[str, str]:
+    """Split a spec into name and options; ``module:Class`` and ``file.py:Class`` are names."""
+    parts = head.split(":")
+    is_stranger = len(parts) > 1 and "=" not in parts[1] and parts[1].isidentifier()
+    cut = 2 if is_stranger else 1
+    return ":".join(parts[:cut]), ":".join(parts[cut:])
+
+
+def _stranger(axis: Axis, name: str) -> type[Policy]:
+    place, _, attribute = name.partition(":")
+    try:
+        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{axis} policy {name}: {error}; is it installed?") from None
+    try:
+        cls = getattr(module, attribute)
+    except AttributeError:
+        classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        raise UnknownNameError(f"class in {place}", attribute, classes) from None
+    return _check(axis, cls, name)
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check(axis: Axis, cls: Any, name: str) -> type[Policy]:  # noqa: ANN401
+    base = AXES[axis]
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise InputError(f"{axis} policy {name}: expected a subclass of {base.__name__}, got {cls!r}")
+    return cls
+
+
+def _plugins(axis: Axis) -> Any:  # noqa: ANN401  EntryPoints
+    return entry_points(group=f"moesim.policies.{axis}")
+
+
+def _parse(text: str, kind: Any) -> Any:  # noqa: ANN401
+    if get_origin(kind) is Literal:
+        for value in get_args(kind):
+            if str(value) == text:
+                return value
+        raise ValueError
+    if get_origin(kind) in (Union, UnionType):
+        if text == "none":
+            return None
+        return _parse(text, next(part for part in get_args(kind) if part is not type(None)))
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError
+        return text == "true"
+    return kind(text)

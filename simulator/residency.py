@@ -1,0 +1,172 @@
+"""The book of who has room in VRAM.
+
+A *pool* is room for experts on one device: the cache (one pool, or one for each layer) or the
+staging room for experts that only pass through. Where all experts of a pool are equal in size it
+has slots at fixed offsets; else it counts bytes, as an arena that is compacted for free would.
+
+An expert that has room is *loading* until its copy has ended, then resident. It is *leased* from
+the judgement that it is needed until its run has ended; only what is neither loading nor leased
+may leave.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from moesim.simulator.errors import BudgetError
+from moesim.simulator.terms import Place, Tier
+
+
+class Pool:
+    """Room for experts, in slots of ``slot_bytes`` each, or in bytes where that is None."""
+
+    __slots__ = ("_free", "capacity_bytes", "free_bytes", "number", "peak_bytes", "rooms", "slot_bytes")
+
+    def __init__(
+        self, number: int, capacity_bytes: int, slot_bytes: int | None, begins_bytes: int = 0
+    ) -> None:
+        self.number = number
+        self.slot_bytes = slot_bytes
+        self.rooms: dict[int, Place] = {}
+        self._free: list[Place] = []
+        if slot_bytes:
+            slots = capacity_bytes // slot_bytes
+            capacity_bytes = slots * slot_bytes
+            self._free = [
+                Place(Tier.VRAM, 0, number, slot, begins_bytes + slot * slot_bytes)
+                for slot in reversed(range(slots))
+            ]
+        self.capacity_bytes = capacity_bytes
+        self.free_bytes = capacity_bytes
+        self.peak_bytes = 0
+
+    def take(self, expert: int, size: int) -> Place:
+        """Give the expert room, of which there must be enough, and return it."""
+        self.free_bytes -= size
+        assert self.free_bytes >= 0
+        if self.capacity_bytes - self.free_bytes > self.peak_bytes:
+            self.peak_bytes = self.capacity_bytes - self.free_bytes
+        place = self._free.pop() if self._free else Place(Tier.VRAM, 0, self.number, expert)
+        self.rooms[expert] = place
+        return place
+
+    def release(self, expert: int, size: int) -> Place:
+        """Take the expert's room back and return it."""
+        place = self.rooms.pop(expert)
+        self.free_bytes += size
+        if self.slot_bytes:
+            self._free.append(place)
+        return place
+
+
+class Evictable:
+    """The experts of one pool that may leave now; membership costs three dictionary look-ups."""
+
+    __slots__ = ("_leased", "_loading", "_rooms")
+
+    def __init__(self, pool: Pool, loading: dict[int, int], leased: dict[int, int]) -> None:
+        self._rooms = pool.rooms
+        self._loading = loading
+        self._leased = leased
+
+    def __contains__(self, expert: int) -> bool:
+        return (
+            expert in self._rooms and expert not in self._leased and expert not in self._loading
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        leased, loading = self._leased, self._loading
+        return (e for e in self._rooms if e not in leased and e not in loading)
+
+
+class Residency:
+    """All pools of one device, who is in them, and in which state."""
+
+    def __init__(
+        self,
+        expert_bytes_L: Sequence[int],
+        experts: int,
+        top_k: int,
+        budget_bytes: int,
+        quotas_L: Sequence[int] | None,
+        staging_bytes: int,
+    ) -> None:
+        self._experts = experts
+        self.size_L = list(expert_bytes_L)
+        self.loading: dict[int, int] = {}  # expert -> the copy that brings it
+        self.leased: dict[int, int] = {}  # expert -> the run that uses it; 0 until it is handed over
+        cache_bytes = budget_bytes - staging_bytes
+        if cache_bytes < 0 or (quotas_L is not None and sum(quotas_L) > cache_bytes):
+            asked = staging_bytes + sum(quotas_L or ())
+            raise BudgetError(
+                f"the cache policy asks for {asked} bytes of an expert budget of {budget_bytes}: "
+                "give more memory or a policy that needs less"
+            )
+        layers = len(expert_bytes_L)
+        one_size = self.size_L[0] if len(set(self.size_L)) == 1 else None
+        if quotas_L is None:
+            pool = Pool(0, cache_bytes, one_size)
+            self.caches = [pool]
+            self.cache_L = [pool] * layers
+        else:
+            self.caches, begins = [], 0
+            for layer, quota_bytes in enumerate(quotas_L):
+                pool = Pool(layer, quota_bytes, self.size_L[layer], begins)
+                begins += pool.capacity_bytes
+                self.caches.append(pool)
+            self.cache_L = self.caches
+        self.staging = Pool(len(self.caches), staging_bytes, one_size, cache_bytes)
+        self.evictable = [Evictable(pool, self.loading, self.leased) for pool in self.caches]
+        for layer, size in enumerate(self.size_L):
+            room = max(self.cache_L[layer].capacity_bytes, self.staging.capacity_bytes)
+            if room < top_k * size:
+                raise BudgetError(
+                    f"an expert budget of {budget_bytes} bytes leaves {room} for layer {layer}, whose "
+                    f"{top_k} experts of one token need {top_k * size}: give more memory"
+                )
+
+    def size(self, expert: int) -> int:
+        """Return the bytes of one expert."""
+        return self.size_L[expert // self._experts]
+
+    def pool_of(self, expert: int) -> Pool | None:
+        """Return the pool in which the expert has room, or None."""
+        cache = self.cache_L[expert // self._experts]
+        if expert in cache.rooms:
+            return cache
+        return self.staging if expert in self.staging.rooms else None
+
+    def has_room(self, expert: int) -> bool:
+        """Return whether the expert is resident or loading."""
+        return self.pool_of(expert) is not None
+
+    def is_resident(self, expert: int) -> bool:
+        """Return whether the expert is in VRAM and ready."""
+        return expert not in self.loading and self.pool_of(expert) is not None
+
+    def is_loading(self, expert: int) -> bool:
+        """Return whether a copy of it was handed over and has not ended."""
+        return expert in self.loading
+
+    def free_bytes(self, layer: int) -> int:
+        """Return the free room of the cache pool of this layer."""
+        return self.cache_L[layer].free_bytes
+
+    def can_evict(self, pool: Pool) -> bool:
+        """Return whether anything in a cache pool may leave."""
+        if len(pool.rooms) > len(self.leased) + len(self.loading):
+            return True
+        return any(True for _ in self.evictable[pool.number])
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes that had room at one time, pool by pool."""
+        return sum(pool.peak_bytes for pool in (*self.caches, self.staging))
+
+    def check(self) -> None:
+        """Check invariant 1: slots and bytes are conserved, and every state has its room."""
+        for pool in (*self.caches, self.staging):
+            used = sum(self.size(expert) for expert in pool.rooms)
+            assert used + pool.free_bytes == pool.capacity_bytes, f"pool {pool.number} lost bytes"
+            places = set(pool.rooms.values())
+            assert len(places) == len(pool.rooms), f"pool {pool.number} gave one place twice"
+        for expert in (*self.loading, *self.leased):
+            assert self.has_room(expert), f"expert {expert} is in use without room"

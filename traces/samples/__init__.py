@@ -1,0 +1,1 @@
+"""Small recorded traces that ship with the package."""

@@ -1,0 +1,174 @@
+"""The native file: arrays under their own names and one JSON document, as safetensors or npz.
+
+Safetensors is the working format: it is memory-mapped, so opening a trace of any length costs
+milliseconds. Compressed npz is for small files that live in a repository. Both hold the same
+document (header and task labels), under ``moesim``. Equal traces give equal bytes, and a file
+appears whole or not at all.
+"""
+
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from moesim.traces.errors import TraceError, blame
+from moesim.traces.header import TraceHeader, first_problem
+from moesim.traces.schema import RoutingTrace
+
+Array = NDArray[Any]
+
+DOCUMENT = "moesim"
+SUFFIXES = (".safetensors", ".npz")
+NPZ_START = b"PK\x03\x04"
+SAFETENSORS_DTYPES = {
+    "BOOL": "?", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+    "U8": "u1", "U16": "<u2", "U32": "<u4", "F16": "<f2", "F32": "<f4",
+}  # fmt: skip
+
+
+def write(trace: RoutingTrace, path: str | os.PathLike[str]) -> None:
+    """Check the trace and write it beside the target, then put it in place.
+
+    Raises:
+        TraceError: The suffix is neither ``.safetensors`` nor ``.npz``, or the trace is not valid.
+    """
+    target = Path(path)
+    if target.suffix not in SUFFIXES:
+        raise TraceError(f"{target}: suffix {target.suffix!r}; write to {' or '.join(SUFFIXES)}")
+    trace.validate(str(target))
+    arrays = {name: np.ascontiguousarray(array) for name, array in trace.arrays().items()}
+    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        if target.suffix == ".npz":
+            _write_npz(scratch, {DOCUMENT: np.array(trace.document())} | arrays)
+        else:
+            save_file(arrays, scratch, metadata={DOCUMENT: trace.document()})
+        Path(scratch).chmod(0o644)
+        Path(scratch).replace(target)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def sniff(path: Path) -> bool:
+    """Whether the file is one that `write` made, whole or cut off."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start.startswith(NPZ_START):
+        return start[30:].startswith(f"{DOCUMENT}.npy".encode())
+    return start[8:9] == b"{" and f'"{DOCUMENT}"'.encode() in start
+
+
+def read(path: str | os.PathLike[str], *, mmap: bool = True) -> RoutingTrace:
+    """Open a native file; `moesim.traces.load` also checks it.
+
+    Args:
+        path: A file that `write` made.
+        mmap: Leave the arrays of a safetensors file on disk, to be paged in when used. An npz
+            is compressed and always comes into memory.
+
+    Raises:
+        TraceError: The file is cut off, is not ours, or its document is not understood.
+    """
+    source = Path(path)
+    with source.open("rb") as file:
+        is_npz = file.read(4) == NPZ_START
+    document, arrays = _read_npz(source) if is_npz else _read_safetensors(source, mmap=mmap)
+    header, task_R = _parse(str(source), document)
+    core = {field.name for field in fields(RoutingTrace)}
+    for key in sorted(core - arrays.keys() - {"header", "task_R", "gate_TLK", "signals"}):
+        blame(str(source), key, "the array is missing", "write the trace again")
+    return RoutingTrace(
+        header=header,
+        task_R=task_R,
+        gate_TLK=arrays.get("gate_TLK"),
+        signals={key: arrays[key] for key in sorted(arrays.keys() - core)},
+        **{key: arrays[key] for key in sorted((arrays.keys() & core) - {"gate_TLK"})},
+    )
+
+
+def iter_requests(trace: RoutingTrace) -> Iterator[RoutingTrace]:
+    """Yield each request as a trace of its own whose arrays are views; nothing is copied.
+
+    The one exception is ``request_T``, which is 0 in every row of a trace of one request.
+    """
+    starts = trace.row_starts()
+    for request in range(trace.requests):
+        yield trace.one_request(request, slice(int(starts[request]), int(starts[request + 1])))
+
+
+def _write_npz(path: str, arrays: Mapping[str, Array]) -> None:
+    """Write as numpy's own savez_compressed does, in the order given: `sniff` needs it."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _read_npz(path: Path) -> tuple[str, dict[str, Array]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+    if DOCUMENT not in arrays:
+        blame(str(path), DOCUMENT, "the document is missing", "this npz is not a moesim trace")
+    return str(arrays.pop(DOCUMENT)), arrays
+
+
+def _read_safetensors(path: Path, *, mmap: bool) -> tuple[str, dict[str, Array]]:
+    try:
+        with safe_open(path, framework="numpy") as checked:
+            metadata: Mapping[str, str] = checked.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    if DOCUMENT not in metadata:
+        blame(str(path), DOCUMENT, "the document is missing", "this file is not a moesim trace")
+    raw = np.memmap(path, mode="r", dtype=np.uint8)
+    data_start = 8 + int(raw[:8].view("<u8")[0])
+    entries = json.loads(raw[8:data_start].tobytes())
+    arrays = {}
+    for key, entry in entries.items():
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            blame(
+                str(path), key, f"dtype {entry['dtype']}", "moesim traces hold integers and floats"
+            )
+        start, end = (data_start + offset for offset in entry["data_offsets"])
+        array = np.asarray(raw[start:end]).view(SAFETENSORS_DTYPES[entry["dtype"]])
+        arrays[key] = array.reshape(entry["shape"])
+    return metadata[DOCUMENT], arrays if mmap else {
+        key: array.copy() for key, array in arrays.items()
+    }
+
+
+def _damaged(path: Path, error: Exception) -> TraceError:
+    reason = str(error).partition("\n")[0]
+    return TraceError(f"{path}: damaged or cut off ({reason}); copy or record it again")
+
+
+def _parse(name: str, document: str) -> tuple[TraceHeader, tuple[str, ...]]:
+    try:
+        content = json.loads(document)
+        labels = content["task_R"]
+        header = TraceHeader.model_validate(content["header"])
+    except ValidationError as error:
+        raise TraceError(f"{name}: header: {first_problem(error)}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        blame(name, DOCUMENT, f"not a trace document ({error})", "write the trace again")
+    return header, tuple(str(label) for label in labels)
