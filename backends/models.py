@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from moesim.simulator.errors import InputError
 from moesim.traces import SelectionRule
 
 # L MoE layers, E experts of a layer.
@@ -26,7 +27,7 @@ REFUSED = {
 }
 
 
-class ModelError(ValueError):
+class ModelError(InputError):
     """A model cannot be used; one line names it, the reason and what would do."""
 
 

@@ -1,6 +1,7 @@
 """Machines and serving software as data: one YAML each, every figure with its evidence."""
 
 from moesim.hardware_profiles.catalogue import check, load, names
+from moesim.hardware_profiles.drafts import new, write_new
 from moesim.hardware_profiles.errors import ProfileError
 from moesim.hardware_profiles.runtime_schema import RuntimeProfile, load_runtime, runtime_names
 from moesim.hardware_profiles.schema import HardwareProfile, json_schema
@@ -14,5 +15,7 @@ __all__ = [
     "load",
     "load_runtime",
     "names",
+    "new",
     "runtime_names",
+    "write_new",
 ]

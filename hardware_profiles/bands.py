@@ -78,3 +78,40 @@ class Term:
             return f"±{self.band:.0%}"
         _, key, figure = max(shares, key=lambda share: share[0])
         return f"±{self.band:.0%} {self.evidence}, most of it {key} ({figure.source})"
+
+
+class Terms(dict[str, Term]):
+    """How sure each kind of time is, by name: copy, dense, experts, head, host, cpu."""
+
+    @property
+    def evidence(self) -> Kind:
+        """The weakest evidence among all figures in use."""
+        return weakest([term.evidence for term in self.values()])
+
+    @property
+    def band(self) -> float:
+        """The widest relative band of all terms: it holds whatever a run is bound by."""
+        return max(term.band for term in self.values())
+
+    def evidence_for(self, busy_ns: Mapping[str, int]) -> Kind:
+        """Return the weakest evidence behind a run; of all terms if none was busy.
+
+        Args:
+            busy_ns: Busy time by name of the term; one without busy time does not count.
+        """
+        used = [self[name] for name, share_ns in busy_ns.items() if share_ns > 0]
+        return weakest([term.evidence for term in used or self.values()])
+
+    def band_for(self, busy_ns: Mapping[str, int]) -> float:
+        """Return the relative band of a run: the terms', weighted by busy time.
+
+        The widest of all terms if none was busy.
+
+        Args:
+            busy_ns: Busy time by name of the term; one without busy time does not count.
+        """
+        used = {name: share_ns for name, share_ns in busy_ns.items() if share_ns > 0}
+        if not used:
+            return self.band
+        weighted = sum(self[name].band * share_ns for name, share_ns in used.items())
+        return weighted / sum(used.values())

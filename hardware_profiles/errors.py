@@ -2,7 +2,7 @@
 
 
 class ProfileError(ValueError):
-    """A hardware or runtime profile, or a quantity with a unit, that cannot be used.
+    """A hardware profile, runtime, model shape or written quantity that cannot be used.
 
     The message has one line per fault; each names the file and the key where there is one, the
     value, and the way out.

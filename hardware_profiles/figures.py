@@ -27,6 +27,8 @@ from moesim.hardware_profiles.errors import ProfileError
 
 T = TypeVar("T")
 Kind = Literal["measured", "datasheet", "estimated"]
+_WHOLE_PPM = 1_000_000
+_PERCENT = WithJsonSchema({"type": ["number", "string"], "examples": [0.9, "90%"]})
 STRENGTH: tuple[Kind, ...] = ("estimated", "datasheet", "measured")
 
 
@@ -34,8 +36,18 @@ def _quantity(example: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "examples": [example]})
 
 
-def _share() -> WithJsonSchema:
-    return WithJsonSchema({"type": ["number", "string"], "examples": [0.9, "90%"]})
+def _share(value: object) -> int:
+    share_ppm = units.parse_ppm(value)
+    if share_ppm > _WHOLE_PPM:
+        raise ProfileError(f"expected at most 100%, got {value!r}")
+    return share_ppm
+
+
+def _efficiency(value: object) -> int:
+    share_ppm = _share(value)
+    if share_ppm == 0:
+        raise ProfileError(f"expected more than 0%, got {value!r}")
+    return share_ppm
 
 
 Bytes = Annotated[int, BeforeValidator(units.parse_bytes), Field(gt=0), _quantity("24GiB")]
@@ -46,9 +58,8 @@ FlopPerSecond = Annotated[
     int, BeforeValidator(units.parse_flop_per_s), Field(gt=0), _quantity("165.2 TFLOP/s")
 ]
 Nanoseconds = Annotated[int, BeforeValidator(units.parse_ns), _quantity("8us")]
-Share = Annotated[int, BeforeValidator(units.parse_ppm), Field(le=1_000_000), _share()]
-Efficiency = Annotated[int, BeforeValidator(units.parse_ppm), Field(gt=0, le=1_000_000), _share()]
-Band = Annotated[int, BeforeValidator(units.parse_ppm), Field(gt=0, le=2_000_000), _share()]
+Share = Annotated[int, BeforeValidator(_share), _PERCENT]
+Efficiency = Annotated[int, BeforeValidator(_efficiency), _PERCENT]
 Multiple = Annotated[float, Field(ge=1, le=100)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -81,7 +92,7 @@ class Evidence(Strict):
 
     evidence: Kind
     source: str = Field(min_length=3)
-    band: Band | None = None
+    band: Efficiency | None = None
     measured: Measurement | None = None
 
     @model_validator(mode="after")
@@ -145,15 +156,13 @@ def _readable_version(value: object) -> object:
     return 1
 
 
-class ProfileFile(Strict):
-    """What hardware and runtime files share: a schema version, a name, a table of sources."""
+class NamedFile(Strict):
+    """What every YAML file of ours has: a schema version, and a name that is also the file's."""
 
     schema_version: Annotated[Literal[1], BeforeValidator(_readable_version)] = Field(
         alias="schema"
     )
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    title: str = Field(min_length=3)
-    sources: dict[str, Evidence] = Field(default_factory=dict)
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, object]) -> Self:
@@ -163,6 +172,17 @@ class ProfileFile(Strict):
             pydantic.ValidationError: With one entry per fault.
         """
         return cls.model_validate(dict(tree), context=_usable_sources(tree.get("sources")))
+
+
+class ProfileFile(NamedFile):
+    """What hardware and runtime files share: a title and a table of sources.
+
+    Attributes:
+        sources: Evidence by the name that figures refer to.
+    """
+
+    title: str = Field(min_length=3)
+    sources: dict[str, Evidence] = Field(default_factory=dict)
 
     def figures(self) -> Iterator[tuple[str, Figure[Any]]]:
         """Yield every figure of the file with its dotted key, in file order."""

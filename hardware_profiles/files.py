@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from moesim.hardware_profiles.errors import ProfileError
-from moesim.hardware_profiles.figures import ProfileFile
+from moesim.hardware_profiles.figures import NamedFile
 
-FileT = TypeVar("FileT", bound=ProfileFile)
+FileT = TypeVar("FileT", bound=NamedFile)
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -103,7 +103,7 @@ def read(path: Path, schema: type[FileT]) -> FileT:
     profile = validated(tree, schema, path.name)
     if profile.name != path.stem:
         raise ProfileError(
-            f"{path.name}: name: expected {path.stem!r}, as the file is called, got {profile.name!r}"
+            f"{path.name}: name: expected {path.stem!r} as the file is called, got {profile.name!r}"
         )
     return profile
 
@@ -128,8 +128,10 @@ def _fault(
     value = fault["input"]
     if keys[-1:] == ["value"] and isinstance(_at(tree, keys[:-1]), list):
         keys.pop()
-    key = ".".join(keys) or "the file"
+    key = ".".join(keys)
     kind = fault["type"]
+    if kind == "value_error":
+        return f"{key}: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
     if kind == "extra_forbidden":
         allowed = _keys_of(schema, keys[:-1])
         close = get_close_matches(keys[-1], allowed, n=1)
@@ -137,8 +139,6 @@ def _fault(
         return f"{key}: unknown key; {hint}allowed here: {', '.join(allowed)}"
     if kind == "missing":
         return f"{key}: missing; this key is needed"
-    if kind == "value_error":
-        return f"{key}: {fault['ctx']['error']}"
     message = str(fault["msg"])
     return f"{key}: {message[0].lower()}{message[1:]}, got {value!r}"
 
@@ -177,5 +177,3 @@ def _inner(annotation: object) -> object:
         else:
             break
     return annotation
-
-

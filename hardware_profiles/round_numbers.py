@@ -101,11 +101,8 @@ def round_runtime(
 ) -> RuntimeProfile:
     """Return a runtime whose kernels reach the roofline and whose host costs are round.
 
-    Args:
-        decision_ns: Base, per expert and per command.
-        source: ``pinned`` or ``pageable``.
-        kernel_multiple: Of dense and expert kernels alike.
-        **costs: The figures that their names say, in ns.
+    `decision_ns` is base, per expert and per command; `kernel_multiple` is that of dense and
+    expert kernels alike.
     """
     base, per_expert, per_command = decision_ns
     return RuntimeProfile.from_tree(

@@ -12,7 +12,7 @@ that nothing needed is evicted and nothing runs without its weights, whatever a 
 The contract is design 4.1; numbers in comments below are its rules.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moesim.simulator.errors import CapabilityError, MoesimError, PolicyError, ProtocolError
@@ -50,7 +50,7 @@ from moesim.simulator.policies.base import (
 )
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool, Residency
-from moesim.simulator.terms import ALL, RAM, Cause, Place, Verdict
+from moesim.simulator.terms import ALL, GPU, RAM, Cause, Verdict
 
 DEMAND, PREFETCH = Cause.DEMAND, Cause.PREFETCH
 
@@ -149,6 +149,10 @@ class Controller:
         """
         return bool(self._queue)
 
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the policy's own
+        """Answer an ask by the pure function of the policy that made it; a driver may do so elsewhere."""
+        return self._prefetch.compute(name, question)
+
     def handle(self, facts: list[Fact], now_ns: int) -> list[Command]:
         """Take in what has happened and return what to do now, in the order to do it.
 
@@ -163,7 +167,8 @@ class Controller:
         if now_ns < self._view.now_ns:
             raise ProtocolError(f"the clock went back from {self._view.now_ns} to {now_ns} ns")
         self._view.now_ns = now_ns
-        self._out = out = []
+        out: list[Command] = []
+        self._out = out
         on = self._on
         for fact in facts:
             on[type(fact)](fact)
@@ -242,7 +247,9 @@ class Controller:
 
     def _layer_routed(self, fact: LayerRouted) -> None:
         if not self._step_open or self._layer_open >= 0:
-            raise ProtocolError(f"layer {fact.layer} was routed outside a step or before the last was done")
+            raise ProtocolError(
+                f"layer {fact.layer} was routed outside a step or before the last was done"
+            )
         self._end_event()
         view = self._view
         view.event += 1
@@ -306,10 +313,13 @@ class Controller:
 
     def _carry_out(self, groups: Sequence[Group], demand: Demand) -> None:
         """Hand over the copies that fit, the runs they allow, then wave after wave (rules 4, 7)."""
-        on_cpu = self._check_plan(groups, demand)
+        on_cpu: list[int] = []
+        for device, experts in groups:
+            if device is not GPU and device.kind == "cpu":
+                on_cpu += experts
         waiting: list[tuple[int, Pool]] = []
         for expert in demand.misses:
-            if expert not in on_cpu:
+            if not on_cpu or expert not in on_cpu:
                 pool = self._choose_pool(expert)
                 if not self._copy_into(pool, expert, DEMAND):
                     waiting.append((expert, pool))
@@ -319,27 +329,19 @@ class Controller:
             self.counts.waves += 1
             waiting = self._next_wave(waiting, runs)
             self._hand_over_runs(groups, demand, runs)
-
-    def _check_plan(self, groups: Sequence[Group], demand: Demand) -> Collection[int]:
-        """Check that every expert is planned once and return those planned for the CPU."""
-        planned: list[int] = []
-        on_cpu: list[int] = []
-        for device, experts in groups:
-            planned += experts
-            if device.kind == "cpu":
-                on_cpu += experts
-        if len(planned) != len(demand.tokens) or demand.tokens.keys() != set(planned):
+        if len(runs) != len(demand.tokens):
             raise PolicyError(
-                f"{type(self._schedule).__name__} planned {sorted(planned)} for layer {demand.layer}, "
+                f"{type(self._schedule).__name__} planned {sorted(runs)} for layer {demand.layer}, "
                 f"which needs {sorted(demand.experts)}"
             )
-        return on_cpu
 
-    def _hand_over_runs(self, groups: Sequence[Group], demand: Demand, runs: dict[int, int]) -> None:
+    def _hand_over_runs(
+        self, groups: Sequence[Group], demand: Demand, runs: dict[int, int]
+    ) -> None:
         """Hand over what can run of each group and has not: CPU groups at once, GPU ones with room."""
         leased, loading, tokens = self.residency.leased, self.residency.loading, demand.tokens
         for device, experts in groups:
-            on_gpu = device.kind == "gpu"
+            on_gpu = device is GPU or device.kind == "gpu"
             ready = [e for e in experts if e not in runs and (e in leased or not on_gpu)]
             if not ready:
                 continue
@@ -356,11 +358,18 @@ class Controller:
             if not on_gpu:
                 self._cpu_runs.add(number)
                 self.counts.cpu_experts += len(ready)
-            self._out.append(
-                Run(number, tuple(ready), tuple([tokens[e] for e in ready]), device, tuple(after))
-            )
+            try:
+                counts = tuple([tokens[expert] for expert in ready])
+            except KeyError as error:
+                raise PolicyError(
+                    f"{type(self._schedule).__name__} planned expert {error.args[0]}, which layer "
+                    f"{demand.layer} does not need"
+                ) from None
+            self._out.append(Run(number, tuple(ready), counts, device, tuple(after)))
 
-    def _next_wave(self, waiting: list[tuple[int, Pool]], runs: dict[int, int]) -> list[tuple[int, Pool]]:
+    def _next_wave(
+        self, waiting: list[tuple[int, Pool]], runs: dict[int, int]
+    ) -> list[tuple[int, Pool]]:
         """Give waiting experts the room of members whose run was handed over, oldest first (rule 7)."""
         leased = self.residency.leased
         members = [e for e in runs if e in leased]
@@ -414,9 +423,12 @@ class Controller:
     ) -> bool:
         """Give the expert room in the pool, by eviction if need be, and hand its copy over."""
         residency = self.residency
+        leased, loading = residency.leased, residency.loading
         size = residency.size_L[expert // self._experts]
         while pool.free_bytes < size:
-            if pool is residency.staging or not residency.can_evict(pool):
+            if pool is residency.staging or not (
+                len(pool.rooms) > len(leased) + len(loading) or residency.can_evict(pool)
+            ):
                 return False
             evictable = residency.evictable[pool.number]
             victim = self._cache.choose_victim(evictable, self._view)
@@ -428,12 +440,12 @@ class Controller:
             self._evict(victim, pool)
         place = pool.take(expert, size)
         self._numbers = number = self._numbers + 1
-        residency.loading[expert] = number
+        loading[expert] = number
         self._copies[number] = (expert, size)
         self._view.queued_bytes += size
         self.counts.copies += 1
         if cause is DEMAND:
-            residency.leased[expert] = 0
+            leased[expert] = 0
             self.counts.bytes_demand += size
         else:
             self._fresh[expert] = size
@@ -473,7 +485,9 @@ class Controller:
 
     def _wish(self, expert: int, priority: float) -> None:
         if not 0 <= expert < self._run.layers * self._experts:
-            raise PolicyError(f"{type(self._prefetch).__name__} wished for expert {expert}; no such expert")
+            raise PolicyError(
+                f"{type(self._prefetch).__name__} wished for expert {expert}; no such expert"
+            )
         if not self.residency.has_room(expert):
             self._queue.put(expert, priority)
 

@@ -5,16 +5,16 @@ the runtime's multiple, plus what does not shrink with the work. Copies take lat
 bandwidth. Nothing here knows a clock, a queue or a policy: contention is the engine's business.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, Self
 
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
-from moesim.hardware_profiles.bands import Part, Term
-from moesim.hardware_profiles.figures import Figure, Kind, weakest
+from moesim.hardware_profiles.certainty import Typical, terms
+from moesim.hardware_profiles.figures import Kind
+from moesim.hardware_profiles.link import Route
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
-from moesim.hardware_profiles.schema import Route
+from moesim.hardware_profiles.runtime_schema import Decision
 from moesim.simulator.models.cost_shape import CostLayer, CostShape
 
 CopyKind = Literal["h2d", "d2h", "peer", "nvme"]
@@ -22,7 +22,9 @@ CopyKind = Literal["h2d", "d2h", "peer", "nvme"]
 _SECOND_NS = 10**9
 _WHOLE_PPM = 1_000_000
 _ACTIVATION_BYTES = 2
-_BYTES_ORIGIN_BAND = 0.25
+_GUESSED_BYTES_BAND = 0.25
+_MEMO_ENTRIES = 4096
+_SHORT_CONTEXT = 512
 
 
 def to_ns(time_ns: float | Fraction) -> int:
@@ -47,12 +49,13 @@ class CostModel:
         copies_block_host: The host waits for the end of each copy.
         decides_on: The processor that `decision_ns` occupies.
         workspace_bytes: VRAM that the runtime keeps for itself.
-        terms: How sure each kind of time is: copy, dense, experts, head, host, cpu.
+        terms: How sure each kind of time is: copy, dense, experts, head, host, and cpu where there
+            is one.
+        evidence: The weakest evidence of all terms.
+        band: The widest relative band of all terms.
     """
 
-    def __init__(
-        self, profile: HardwareProfile, runtime: RuntimeProfile, shape: CostShape
-    ) -> None:
+    def __init__(self, profile: HardwareProfile, runtime: RuntimeProfile, shape: CostShape) -> None:
         self.profile = profile
         self.runtime = runtime
         self.shape = shape
@@ -74,13 +77,19 @@ class CostModel:
         compute_ns = _SECOND_NS * _WHOLE_PPM / gpu.compute_efficiency.value
         self._flop_ns = compute_ns / gpu.bf16.value
         fp8 = gpu.fp8 if shape.weight_format == "fp8" else None
-        self._expert_flop_ns = compute_ns / (fp8 or gpu.bf16).value
+        self._weight_flop_ns = compute_ns / (fp8 or gpu.bf16).value
         self._dense_multiple = kernels.dense_multiple.value
         self._dense_fixed_ns = kernels.dense_fixed.value
         self._expert_multiple = kernels.expert_multiple.value
         self._expert_fixed_ns = kernels.expert_fixed.value
+        self._head_fixed_ns = kernels.head_fixed.value
         self._launch_run_ns = runtime.launch.run.value + self.event_ns
         self._launch_per_expert_ns = runtime.launch.per_expert.value
+
+        copying = runtime.copying
+        self._copy_issue_ns = copying.pieces_per_expert * copying.issue.value + self.event_ns
+        self._decision = _row(runtime.decisions.default)
+        self._decisions = {name: _row(row) for name, row in runtime.decisions.systems.items()}
 
         # Layers of one class (equal figures) share their memos.
         attention: dict[CostLayer, dict[tuple[int, int, int], int]] = {}
@@ -88,7 +97,9 @@ class CostModel:
         self._attention_memos = [attention.setdefault(layer, {}) for layer in shape.layers]
         self._expert_memos = [experts.setdefault(layer, {}) for layer in shape.layers]
         self._copy_memo: dict[tuple[int, str, bool], int] = {}
-        self.terms = _terms(self)
+        self.terms = terms(profile, runtime, _typical(shape))
+        self.evidence: Kind = self.terms.evidence
+        self.band = self.terms.band
 
     @classmethod
     def for_tests(
@@ -122,7 +133,8 @@ class CostModel:
     def copy_ns(self, nbytes: int, kind: CopyKind = "h2d", *, after_pause: bool = False) -> int:
         """Return how long one copy occupies its engine.
 
-        An expert that the runtime keeps in several pieces is several copies: each pays the latency.
+        A runtime that keeps an expert in several pieces makes several copies of one command: each
+        pays the latency.
 
         Args:
             nbytes: Size of the copy.
@@ -142,7 +154,7 @@ class CostModel:
     def _copy(self, nbytes: int, kind: CopyKind, *, after_pause: bool) -> Fraction:
         pieces = self.runtime.copying.pieces_per_expert if kind in ("h2d", "peer") else 1
         route = self._route(kind)
-        time_ns = pieces * _route_ns(route, Fraction(nbytes, pieces))
+        time_ns = pieces * route.time_ns(Fraction(nbytes, pieces))
         if kind == "h2d":
             time_ns += pieces * self.runtime.copying.overhead.value
             if after_pause:
@@ -161,9 +173,7 @@ class CostModel:
             )
         return route
 
-    def attention_ns(
-        self, layer: int, tokens: int, context_tokens: int, requests: int = 1
-    ) -> int:
+    def attention_ns(self, layer: int, tokens: int, context_tokens: int, requests: int = 1) -> int:
         """Return GPU time of all between the experts before MoE layer `layer` and its own router.
 
         Args:
@@ -185,11 +195,18 @@ class CostModel:
             )
         return known
 
+    def layer_ns(self, layer: int) -> int:
+        """Return what `attention_ns` is for one decode token at a short context of 512."""
+        return self.attention_ns(layer, 1, _SHORT_CONTEXT)
+
     def _attention(
         self, layer: CostLayer, tokens: int, context_tokens: int, requests: int
     ) -> float:
         """Return the roofline floor of dense weights and attention, in ns."""
-        floor_ns = self._roofline(layer.dense_bytes, tokens * layer.dense_flops_per_token)
+        floor_ns = max(
+            layer.dense_bytes * self._byte_ns,
+            tokens * layer.dense_flops_per_token * self._weight_flop_ns,
+        )
         # Causal: the i-th of a request's n new tokens sees its context but for the n - i after it.
         pairs = tokens * context_tokens / requests - tokens * (tokens / requests - 1) / 2
         floor_ns += self._roofline(
@@ -234,17 +251,26 @@ class CostModel:
         if tokens == 0:
             return 0
         read_ns = layer.expert_bytes * self._byte_ns
-        compute_ns = tokens * layer.expert_flops_per_token * self._expert_flop_ns
+        compute_ns = tokens * layer.expert_flops_per_token * self._weight_flop_ns
         return to_ns(max(read_ns, compute_ns) * self._expert_multiple)
 
     def expert_cpu_ns(self, layer: int, tokens: int, *, while_copying: bool = False) -> int:
         """Return the time from handing one expert to the CPU until the host knows its result.
 
-        All cores work on it: two experts take the time of their products one after the other.
+        See `experts_cpu_ns`, which takes several experts in one round trip.
+        """
+        return self.experts_cpu_ns(layer, [tokens], while_copying=while_copying)
+
+    def experts_cpu_ns(
+        self, layer: int, tokens_per_expert: Sequence[int], *, while_copying: bool = False
+    ) -> int:
+        """Return the time from handing experts to the CPU until the host knows their results.
+
+        All cores work on one expert after the other; activations travel there and back once.
 
         Args:
             layer: Index of the MoE layer.
-            tokens: How many tokens it serves.
+            tokens_per_expert: For each expert of the run, how many tokens it serves.
             while_copying: Whether copies to the GPU take their share of the DRAM meanwhile.
 
         Raises:
@@ -256,12 +282,12 @@ class CostModel:
                 f"runtime {self.runtime.name!r} computes no experts on the CPU; choose a schedule "
                 "that does not ask for it, or add cpu_experts to the runtime's profile"
             )
-        return (
-            cpu.hand_over.value
-            + 2 * self.activation_ns(tokens)
-            + self.product_cpu_ns(layer, tokens, while_copying=while_copying)
-            + cpu.notice.value
+        products_ns = sum(
+            self.product_cpu_ns(layer, tokens, while_copying=while_copying)
+            for tokens in tokens_per_expert
         )
+        travel_ns = 2 * self.activation_ns(sum(tokens_per_expert))
+        return cpu.hand_over.value + travel_ns + products_ns + cpu.notice.value
 
     def activation_ns(self, tokens: int) -> int:
         """Return how long the activations of `tokens` tokens travel to the host, or back."""
@@ -275,7 +301,9 @@ class CostModel:
         ).value
         flops = tokens * shape.expert_flops_per_token
         return to_ns(
-            max(shape.expert_bytes * _SECOND_NS / rate, flops * _SECOND_NS / host.expert_flops.value)
+            max(
+                shape.expert_bytes * _SECOND_NS / rate, flops * _SECOND_NS / host.expert_flops.value
+            )
         )
 
     def head_ns(self, tokens: int) -> int:
@@ -284,9 +312,7 @@ class CostModel:
         Args:
             tokens: How many tokens get logits; one per request.
         """
-        floor_ns = self._roofline(
-            self.shape.head_bytes, tokens * self.shape.head_flops_per_token
-        )
+        floor_ns = self._roofline(self.shape.head_bytes, tokens * self.shape.head_flops_per_token)
         return to_ns(floor_ns * self._dense_multiple) + self._head_fixed_ns
 
     def launch_run_ns(self, experts: int) -> int:
@@ -313,48 +339,25 @@ class CostModel:
         return kernel_ns + to_ns(Fraction(kernel_ns * self.slow_down_ppm, _WHOLE_PPM))
 
     def evidence_for(self, busy_ns: Mapping[str, int]) -> Kind:
-        """Return the weakest evidence behind the kinds of time that a run consists of.
-
-        Args:
-            busy_ns: Busy time by term (a key of `terms`); a term with none does not count.
-        """
-        return weakest([term.evidence for term, _ in self._used(busy_ns)])
+        """Return the weakest evidence behind a run of these busy times; see `Terms`."""
+        return self.terms.evidence_for(busy_ns)
 
     def band_for(self, busy_ns: Mapping[str, int]) -> float:
-        """Return the relative band of a time that consists of `busy_ns`: the weighted mean.
-
-        Args:
-            busy_ns: Busy time by term (a key of `terms`).
-        """
-        used = self._used(busy_ns)
-        total_ns = sum(share_ns for _, share_ns in used)
-        return sum(term.band * share_ns for term, share_ns in used) / total_ns
-
-    def _used(self, busy_ns: Mapping[str, int]) -> list[tuple[Term, int]]:
-        used = [(self.terms[name], share_ns) for name, share_ns in busy_ns.items() if share_ns > 0]
-        return used or [(term, 1) for term in self.terms.values()]
-
-    @property
-    def evidence(self) -> Kind:
-        """The weakest evidence among all figures in use."""
-        return weakest([term.evidence for term in self.terms.values()])
-
-    @property
-    def band(self) -> float:
-        """The widest band of all terms: what holds whatever the run is bound by."""
-        return max(term.band for term in self.terms.values())
+        """Return the relative band of a run of these busy times; see `Terms`."""
+        return self.terms.band_for(busy_ns)
 
 
-def _route_ns(route: Route, nbytes: Fraction) -> Fraction:
-    """Return latency + bytes / bandwidth(bytes); times at listed sizes are joined by lines."""
-    points = route.bandwidth.value
-    after = next((i for i, point in enumerate(points) if point.size_bytes >= nbytes), len(points))
-    if after in (0, len(points)):
-        point = points[min(after, len(points) - 1)]
-        moving_ns = nbytes * _SECOND_NS / point.bytes_per_s
-    else:
-        (left, left_rate), (right, right_rate) = points[after - 1], points[after]
-        left_ns = Fraction(left * _SECOND_NS, left_rate)
-        right_ns = Fraction(right * _SECOND_NS, right_rate)
-        moving_ns = left_ns + (right_ns - left_ns) * (nbytes - left) / (right - left)
-    return route.latency.value + moving_ns
+def _row(decision: Decision) -> tuple[int, int, int]:
+    return decision.base.value, decision.per_expert.value, decision.per_command.value
+
+
+def _typical(shape: CostShape) -> Typical:
+    """Return one decode step's mean layer, which weighs the bands of the parts of a time."""
+    layers = len(shape.layers)
+    return Typical(
+        expert_bytes=sum(layer.expert_bytes for layer in shape.layers) / layers,
+        dense_bytes=sum(layer.dense_bytes for layer in shape.layers) / layers,
+        head_bytes=shape.head_bytes,
+        chosen=shape.top_k,
+        least_band=_GUESSED_BYTES_BAND if shape.origin == "bytes" else 0.0,
+    )

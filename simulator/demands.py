@@ -43,7 +43,9 @@ class _Open:
 class Step:
     """One forward pass of one or more requests."""
 
-    def __init__(self, number: int, requests: tuple[int, ...], parts: list[tuple[_Open, StepRows]]) -> None:
+    def __init__(
+        self, number: int, requests: tuple[int, ...], parts: list[tuple[_Open, StepRows]]
+    ) -> None:
         self.number = number
         self.requests = requests
         self.parts = parts
@@ -52,7 +54,9 @@ class Step:
         self.context_tokens = sum(rows.context_tokens for _, rows in parts)
         self.tokens_out = tuple(int(rows.gives_token) for _, rows in parts)
         self.signals = {
-            name: [row for open_, rows in parts for row in open_.by_step[name][rows.begin : rows.end]]
+            name: [
+                row for open_, rows in parts for row in open_.by_step[name][rows.begin : rows.end]
+            ]
             for name in parts[0][0].by_step
         }
 
@@ -69,10 +73,10 @@ class Step:
             for expert in row[layer]
         ]
 
-    def gates(self, layer: int) -> Sequence[float]:
+    def gates(self, layer: int) -> list[float]:
         """Return the gate weights of ``choices``, or nothing where the trace has none."""
         if self.parts[0][0].gates_TLK is None:
-            return ()
+            return []
         return [
             gate
             for open_, rows in self.parts
@@ -101,7 +105,9 @@ class Workload:
         gates: Whether a policy reads the gate weights.
     """
 
-    def __init__(self, trace: RoutingTrace, *, signals: Sequence[str] = (), gates: bool = False) -> None:
+    def __init__(
+        self, trace: RoutingTrace, *, signals: Sequence[str] = (), gates: bool = False
+    ) -> None:
         self._trace = trace
         self._signals = tuple(signals)
         self._gates = gates and trace.gate_TLK is not None
@@ -179,7 +185,8 @@ class Workload:
             choices[t][layer] = []
             if gates is not None:
                 gates[t][layer] = []
-        by_layer, by_step = {}, {}
+        by_layer: dict[str, list[Any]] = {}
+        by_step: dict[str, list[Any]] = {}
         for name in self._signals:
             known_at = trace.header.signals[name].known_at
             values = np.asarray(trace.signals[name][rows]).tolist()

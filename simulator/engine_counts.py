@@ -80,7 +80,11 @@ def count(
         tell([StepBegan(step.number, step.requests, step.phases, step.signals)])
         for layer in range(workload.layers):
             routed = LayerRouted(
-                step.number, layer, step.choices(layer), step.gates(layer), step.layer_signals(layer)
+                step.number,
+                layer,
+                step.choices(layer),
+                step.gates(layer),
+                step.layer_signals(layer),
             )
             tell([routed])
         facts: list[Fact] = [StepEnded(step.number, step.tokens_out)]

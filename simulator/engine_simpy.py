@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import simpy
+from simpy.events import Timeout
 
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Step, Workload
@@ -41,7 +42,7 @@ from moesim.simulator.messages import (
     Wait,
     WakeAt,
 )
-from moesim.simulator.terms import Place, Tier
+from moesim.simulator.terms import GPU, RAM, Place, Tier
 
 __all__ = ["SimpyEngine"]
 
@@ -105,18 +106,40 @@ class SimpyEngine:
         self._ask_ns = ask_ns or {}
         self._on_step = on_step
         self._env = env = simpy.Environment()
-        self._gpu = Server(
-            env, "gpu", self._ring, self._kernel_ns, self.spans, looks_around=costs.slow_down_ppm > 0
-        )
-        self._cpu = Server(env, "cpu", self._ring, lambda job, _: job.ns, self.spans)
-        self._answerer = Server(env, "asks", self._ring, lambda job, _: job.ns, self.spans)
+        self._gpu = Server(env, "gpu", self._kernel_ns, self._ring, self.spans)
+        self._cpu = Server(env, "cpu", lambda job, _: job.ns, self._ring, self.spans)
+        self._answerer = Server(env, "asks", lambda job, _: job.ns, self._ring, self.spans)
         self._engines = {
-            kind: Server(env, kind, self._ring, self._copy_ns(kind), self.spans)
+            kind: Server(
+                env,
+                kind,
+                self._copy_ns(kind),
+                self._ring,
+                self.spans,
+                is_observed=kind == "h2d" and costs.slow_down_ppm > 0,
+            )
             for kind in ("h2d", "d2h", "peer", "nvme")
+        }
+        self._h2d = self._engines["h2d"]
+        self._copy_issue_ns = costs.copy_issue_ns(1)
+        self._obey: Mapping[type, Callable[[Any], Job | None]] = {
+            Copy: self._copy,
+            Move: self._copy,
+            Run: self._run,
+            LayerDone: self._layer_is_done,
+            FormStep: self._form_step,
+            Ask: self._ask,
+            WakeAt: self._wake_at,
+            Wait: self._nothing,
+            Drop: self._nothing,
+            Reroute: self._nothing,
         }
         self._host_free_ns = 0
         self._bell: simpy.Event | None = None
-        self._jobs: dict[int, Job] = {}  # copies and runs by number, as long as a command may name them
+        self._bell_for: Job | None = None
+        self._jobs: dict[
+            int, Job
+        ] = {}  # copies and runs by number, as long as a command may name them
         self._copies: dict[int, Job] = {}  # handed over and not yet reported
         self._cpu_runs: dict[int, Job] = {}
         self._asks: dict[int, tuple[Job, Ask]] = {}
@@ -174,7 +197,11 @@ class SimpyEngine:
             facts = self._poll()
             facts.append(
                 LayerRouted(
-                    step.number, layer, step.choices(layer), step.gates(layer), step.layer_signals(layer)
+                    step.number,
+                    layer,
+                    step.choices(layer),
+                    step.gates(layer),
+                    step.layer_signals(layer),
                 )
             )
             self._layer_done = -1
@@ -189,7 +216,7 @@ class SimpyEngine:
     def _end_step(self, step: Step) -> Process:
         facts = self._poll()
         facts.append(StepEnded(step.number, step.tokens_out))
-        self._jobs = {n: job for n, job in self._jobs.items() if n in self._copies}
+        self._jobs = dict(self._copies)
         now = self._now()
         for request, gives, phase in zip(step.requests, step.tokens_out, step.phases, strict=True):
             times = self._times[request]
@@ -218,55 +245,81 @@ class SimpyEngine:
 
     def _await_kernel(self) -> Process:
         """Wait for the kernel launched last, polling if the controller listens; then read its result."""
-        job = self._launched
+        job, costs = self._launched, self._costs
         assert job is not None
-        env = self._env
-        while not job.has_ended(env.now):
-            if self._controller.listens or self._asks or self._timers:
-                facts = self._poll()
-                if facts:
-                    yield from self._tell(facts)
-                else:
-                    yield from self._wait()
+        reading_ns = costs.sync_ns + costs.poll_ns
+        while self._controller.listens or self._asks or self._timers:
+            facts = self._poll()
+            if facts:
+                yield from self._tell(facts)
+            elif job.has_ended(self._now()):
+                break
             else:
-                if job.ended is None:
-                    job.ended = env.event()
-                yield job.ended
-        yield from self._work(self._costs.sync_ns + self._costs.poll_ns, "read the router")
+                yield from self._wait(job)
+        if job.ends_ns is None:
+            yield from self._until_certain(job)
+        assert job.ends_ns is not None
+        waited_ns = max(0, job.ends_ns - self._now())
+        self._note_work(reading_ns, "read the router", waited_ns)
+        yield Timeout(self._env, waited_ns + reading_ns)
 
-    def _wait(self) -> Process:
-        self._bell = self._env.event()
-        yield self._bell
+    def _until_certain(self, job: Job) -> Process:
+        """Sleep until the times of one job are certain."""
+        self._bell = bell = self._env.event()
+        self._bell_for = job
+        yield bell
+
+    def _wait(self, job: Job | None = None) -> Process:
+        """Sleep until something that could be reported ends, or a time becomes certain."""
+        now = self._now()
+        self._bell = bell = self._env.event()
+        self._bell_for = None
+        watched = [*self._copies.values(), *self._cpu_runs.values()]
+        watched += [asked for asked, _ in self._asks.values()]
+        if job is not None:
+            watched.append(job)
+        ends_ns = [w.ends_ns for w in watched if w.ends_ns is not None and w.ends_ns > now]
+        if ends_ns:
+            alarm = Timeout(self._env, min(ends_ns) - now)
+            alarm.callbacks.append(lambda _: self._ring_if(bell))
+        yield bell
 
     def _wait_and_tell(self) -> Process:
         """Wait until something ends and report it, if it is something the controller is told."""
-        yield from self._wait()
         facts = self._poll()
+        if not facts:
+            yield from self._wait()
+            facts = self._poll()
         if facts:
             yield from self._tell(facts)
 
     def _drain(self) -> Process:
-        """Wait for copies that are still on their way, so that what moved is what was handed over."""
-        while any(not job.has_ended(self._env.now) for job in self._copies.values()):
-            yield from self._wait()
+        """Let everything that was handed over end, so that what moved is what was decided."""
+        servers = (self._gpu, self._cpu, self._answerer, *self._engines.values())
+        last_ns = max(server.free_ns for server in servers)
+        if last_ns > self._now():
+            yield Timeout(self._env, last_ns - self._now())
 
-    def _ring(self, job: Job) -> None:  # noqa: ARG002  the host looks for itself
-        if self._bell is not None:
-            self._bell.succeed()
+    def _ring(self, job: Job) -> None:
+        """Wake the host if it sleeps: what it waits for may have become certain."""
+        if self._bell is not None and (self._bell_for is None or self._bell_for is job):
+            self._ring_if(self._bell)
+
+    def _ring_if(self, bell: simpy.Event) -> None:
+        if self._bell is bell:
             self._bell = None
+            bell.succeed()
 
-    def _work(self, ns: int, name: str) -> Process:
-        """Keep the host busy."""
-        if ns:
-            begins_ns = self._now()
-            self.timings.host_busy_ns += ns
-            if self.spans is not None:
-                self.spans.append(("host", name, begins_ns, begins_ns + ns))
-            yield self._env.timeout(ns)
+    def _note_work(self, ns: int, name: str, after_ns: int = 0) -> None:
+        """Note that the host is busy for a time that begins now, or a while after."""
+        self.timings.host_busy_ns += ns
+        if self.spans is not None and ns:
+            begins_ns = self._now() + after_ns
+            self.spans.append(("host", name, begins_ns, begins_ns + ns))
 
     def _poll(self) -> list[Fact]:
         """Return all that has ended and was not reported: copies, CPU runs, answers, timers."""
-        now = self._env.now
+        now = self._now()
         facts: list[Fact] = []
         if self._copies:
             ended = [n for n, job in self._copies.items() if job.has_ended(now)]
@@ -304,66 +357,58 @@ class SimpyEngine:
             self._host_free_ns = began_ns
             self._gpu.submit(Job(0, "decide", decision_ns, began_ns))
         for command in commands:
-            blocking = self._obey(command)
+            blocking = self._obey[type(command)](command)
             if blocking is not None:
                 yield from self._catch_up(began_ns)
-                if not blocking.has_ended(self._env.now):
-                    if blocking.ended is None:
-                        blocking.ended = self._env.event()
-                    yield blocking.ended
+                if blocking.ends_ns is None:
+                    yield from self._until_certain(blocking)
+                assert blocking.ends_ns is not None
+                if not blocking.has_ended(self._now()):
+                    yield Timeout(self._env, blocking.ends_ns - self._now())
                 began_ns = self._host_free_ns = self._now()
         yield from self._catch_up(began_ns)
 
     def _catch_up(self, began_ns: int) -> Process:
-        yield from self._work(self._host_free_ns - began_ns, "decide and issue")
+        """Let the time pass that deciding and issuing took."""
+        busy_ns = self._host_free_ns - began_ns
+        if busy_ns:
+            self._note_work(busy_ns, "decide and issue")
+            yield Timeout(self._env, busy_ns)
 
-    def _obey(self, command: Command) -> Job | None:
-        """Carry out one command; return a copy that blocks the host, if it does."""
-        kind = type(command)
-        if kind is Copy or kind is Move:
-            return self._copy(command)  # type: ignore[arg-type]  the two share their fields
-        if kind is Run:
-            self._run(command)  # type: ignore[arg-type]
-        elif kind is LayerDone:
-            layer = command.layer  # type: ignore[union-attr]
-            self._layer_done = layer
-            self._launch_layer(layer + 1)
-        elif kind is FormStep:
-            self._form = command  # type: ignore[assignment]
-        elif kind is Ask:
-            self._ask(command)  # type: ignore[arg-type]
-        elif kind is WakeAt:
-            self._wake_at(command)  # type: ignore[arg-type]
-        elif kind not in (Wait, Drop, Reroute):
-            raise CapabilityError(f"the simpy engine does not carry out {kind.__name__}")
-        return None
+    def _layer_is_done(self, command: LayerDone) -> None:
+        self._layer_done = command.layer
+        self._launch_layer(command.layer + 1)
+
+    def _form_step(self, command: FormStep) -> None:
+        self._form = command
+
+    def _nothing(self, command: Command) -> None:
+        """Obey what takes no time and moves nothing: a wait, a drop, a reroute already judged."""
 
     def _copy(self, command: Copy | Move) -> Job | None:
-        costs = self._costs
-        size = self._expert_bytes(command.expert, command.part)
-        self._host_free_ns += costs.copy_issue_ns(1)
-        engine = self._engines[_engine_of(command.src, command.dst)]
-        after = self._named(command.after)
-        job = Job(command.n, command, 0, self._host_free_ns, after, size)
-        self._jobs[command.n] = self._copies[command.n] = job
+        n, expert, part, src, dst = command[:5]
+        self._host_free_ns += self._copy_issue_ns
+        after = self._named(command.after) if command.after else ()
+        job = Job(n, command, 0, self._host_free_ns, after, self._expert_bytes(expert, part))
+        self._jobs[n] = self._copies[n] = job
+        engine = self._h2d if src is RAM else self._engines[_engine_of(src, dst)]
         engine.submit(job)
-        return job if costs.copies_block_host else None
+        return job if self._costs.copies_block_host else None
 
     def _run(self, command: Run) -> None:
         costs = self._costs
-        layer = command.experts[0] // self._workload.experts
-        self._host_free_ns += costs.launch_run_ns(len(command.experts))
-        after = self._named(command.after)
-        if command.device.kind == "gpu":
-            ns = costs.experts_gpu_ns(layer, command.tokens)
-            job = Job(command.n, command, ns, self._host_free_ns, after)
+        n, experts, tokens, device, numbers, _ = command
+        layer = experts[0] // self._workload.experts
+        self._host_free_ns += costs.launch_run_ns(len(experts))
+        after = self._named(numbers) if numbers else ()
+        if device is GPU or device.kind == "gpu":
+            job = Job(n, command, costs.experts_gpu_ns(layer, tokens), self._host_free_ns, after)
             self._gpu.submit(job)
         else:
-            ns = sum(costs.expert_cpu_ns(layer, tokens) for tokens in command.tokens)
-            job = Job(command.n, command, ns, self._host_free_ns, after)
+            job = Job(n, command, costs.experts_cpu_ns(layer, tokens), self._host_free_ns, after)
             self._cpu.submit(job)
-            self._cpu_runs[command.n] = job
-        self._jobs[command.n] = job
+            self._cpu_runs[n] = job
+        self._jobs[n] = job
 
     def _launch_layer(self, layer: int) -> None:
         """Launch attention and router of a layer, or past the last layer what makes the token."""
@@ -380,7 +425,9 @@ class SimpyEngine:
 
     def _ask(self, command: Ask) -> None:
         if self._compute is None or command.name not in self._ask_ns:
-            raise CapabilityError(f"no cost is known for the ask '{command.name}'; give its time in ns")
+            raise CapabilityError(
+                f"no cost is known for the ask '{command.name}'; give its time in ns"
+            )
         job = Job(command.n, command.name, self._ask_ns[command.name], self._host_free_ns)
         self._asks[command.n] = (job, command)
         self._answerer.submit(job)
@@ -388,7 +435,7 @@ class SimpyEngine:
     def _wake_at(self, command: WakeAt) -> None:
         self._timers[command.n] = command.at_ns
         delay_ns = max(0, command.at_ns - self._now())
-        self._env.timeout(delay_ns).callbacks.append(lambda _: self._ring(Job(0, "timer", 0, 0)))
+        Timeout(self._env, delay_ns).callbacks.append(lambda _: self._ring(Job(0, "timer", 0, 0)))
 
     # Times
 
@@ -396,23 +443,40 @@ class SimpyEngine:
         return int(self._env.now)
 
     def _named(self, numbers: Sequence[int]) -> Sequence[Job]:
-        if not numbers:
-            return ()
         try:
             return [self._jobs[n] for n in numbers]
         except KeyError as error:
-            raise ProtocolError(f"a command waits for {error.args[0]}, which was not handed over") from None
+            raise ProtocolError(
+                f"a command waits for {error.args[0]}, which was not handed over"
+            ) from None
 
-    def _kernel_ns(self, job: Job, begins_ns: int) -> int:
-        if self._costs.slow_down_ppm and self._engines["h2d"].is_busy_at(begins_ns):
-            return self._costs.slowed_ns(job.ns)
-        return job.ns
+    def _kernel_ns(self, job: Job, begins_ns: int) -> int | None:
+        """Return a kernel's duration, longer if copies run as it begins (design section 5).
+
+        Whether they do is certain up to the link's last certain end, and up to the time until which
+        the host is busy: it hands over nothing more before then.
+        """
+        ns = job.ns
+        if self._costs.slow_down_ppm:
+            link = self._h2d
+            if link.is_busy_at(begins_ns):
+                ns = self._costs.slowed_ns(ns)
+            elif begins_ns >= link.free_ns and begins_ns > max(self._host_free_ns, self._env.now):
+                return None
+            self.timings.slow_down_ns += ns - job.ns
+        if type(job.label) is Run:
+            self.timings.experts_busy_ns += ns
+        elif type(job.label) is int:
+            self.timings.dense_busy_ns += ns
+        else:
+            self.timings.head_busy_ns += ns
+        return ns
 
     def _copy_ns(self, kind: Any) -> Callable[[Job, int], int]:  # noqa: ANN401
         costs = self._costs
 
         def duration_ns(job: Job, begins_ns: int) -> int:
-            paused = begins_ns - self._engines[kind].last_end_ns > costs.pause_threshold_ns
+            paused = begins_ns - self._engines[kind].free_ns > costs.pause_threshold_ns
             return costs.copy_ns(job.size, kind, after_pause=paused)
 
         return duration_ns

@@ -73,11 +73,17 @@ class RequestTimes:
 class Timings:
     """What a driver measured; every ``busy_ns`` is the time its resource was in use.
 
-    ``engines`` holds busy time by copy engine (``h2d``, ``d2h``, ``peer``, ``nvme``).
+    ``engines`` holds busy time by copy engine (``h2d``, ``d2h``, ``peer``, ``nvme``). Of the GPU's
+    time, ``dense`` is attention, dense part and routers, ``experts`` the runs of experts, ``head``
+    what makes the token, and ``slow_down`` what all three lost because copies ran beside them.
     """
 
     span_ns: int = 0
     gpu_busy_ns: int = 0
+    dense_busy_ns: int = 0
+    experts_busy_ns: int = 0
+    head_busy_ns: int = 0
+    slow_down_ns: int = 0
     host_busy_ns: int = 0
     cpu_busy_ns: int = 0
     decision_ns: int = 0

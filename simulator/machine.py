@@ -2,17 +2,19 @@
 
 A GPU's compute stream, each copy engine and the CPU's expert workers are the same thing: a FIFO of
 jobs, each of which begins once it was issued, the jobs before it are done, and those it waits for
-have ended. One SimPy process serves each FIFO; a job is no process of its own.
+have ended. Only the host submits, in order, and may issue ahead of the clock.
 
-The host issues jobs ahead of the clock (``issued_ns`` may lie in the future), since nothing but the
-host submits and its submissions are in order.
+So a job's begin and end are *certain* long before they come, as soon as those of the jobs it waits
+for are: they are computed then, and SimPy is asked to wake somebody only where there is something
+to look at or to decide. A kernel's duration is the one thing that must look around (do copies run
+as it begins?); where that is not certain yet, its server looks again at that very instant.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 
 import simpy
-from simpy.core import SimTime
+from simpy.events import Timeout
 
 Process = Generator[simpy.Event, None, None]
 Span = tuple[str, object, int, int]
@@ -22,13 +24,30 @@ Span = tuple[str, object, int, int]
 class Job:
     """One kernel, copy or CPU run; its times are None until they are certain.
 
-    ``label`` is what a timeline shows: a text, or the command that the job carries out.
+    ``label`` is what a timeline shows: a text, a layer's number for its attention, or the command
+    that the job carries out.
     """
 
-    __slots__ = ("after", "begins_ns", "ended", "ends_ns", "issued_ns", "label", "n", "ns", "size")
+    __slots__ = (
+        "after",
+        "begins_ns",
+        "ends_ns",
+        "followers",
+        "issued_ns",
+        "label",
+        "n",
+        "ns",
+        "size",
+    )
 
     def __init__(
-        self, n: int, label: object, ns: int, issued_ns: int, after: Sequence["Job"] = (), size: int = 0
+        self,
+        n: int,
+        label: object,
+        ns: int,
+        issued_ns: int,
+        after: Sequence["Job"] = (),
+        size: int = 0,
     ) -> None:
         self.n = n
         self.label = label
@@ -38,9 +57,9 @@ class Job:
         self.size = size
         self.begins_ns: int | None = None
         self.ends_ns: int | None = None
-        self.ended: simpy.Event | None = None
+        self.followers: list[Server] | None = None
 
-    def has_ended(self, now_ns: SimTime) -> bool:
+    def has_ended(self, now_ns: int) -> bool:
         """Return whether the job is over; one that ends at this very instant is."""
         return self.ends_ns is not None and self.ends_ns <= now_ns
 
@@ -48,89 +67,104 @@ class Job:
 class Server:
     """One FIFO of jobs.
 
+    Args:
+        env: The virtual time.
+        name: What a timeline calls it.
+        duration_ns: Duration of a job that begins at a time, or None if that is not certain before
+            that time.
+        on_certain: Called when a job's times have become certain.
+        spans: Where to note every job, if anywhere.
+        is_observed: Whether somebody asks ``is_busy_at``.
+
     Attributes:
-        busy_ns: Time spent in jobs; bytes and jobs are counted beside it.
-        on_end: Called when a job ends.
-        spans: Where to note (server, job label, begin, end), if anywhere.
-        looks_around: Whether a duration depends on what the rest of the machine does at the begin.
+        free_ns: When the last job whose times are certain ends.
+        busy_ns: Time in those jobs; ``bytes`` and ``jobs`` are counted beside it.
     """
 
     def __init__(
         self,
         env: simpy.Environment,
         name: str,
-        on_end: Callable[[Job], None],
-        duration_ns: Callable[[Job, int], int],
+        duration_ns: Callable[[Job, int], int | None],
+        on_certain: Callable[[Job], None],
         spans: list[Span] | None = None,
         *,
-        looks_around: bool = False,
+        is_observed: bool = False,
     ) -> None:
         self.name = name
+        self.free_ns = 0
         self.busy_ns = 0
         self.bytes = 0
         self.jobs = 0
-        self.last_end_ns = 0
         self._env = env
-        self._on_end = on_end
         self._duration_ns = duration_ns
+        self._on_certain = on_certain
         self._spans = spans
-        self._looks_around = looks_around
         self._queue: deque[Job] = deque()
-        self._current: Job | None = None
-        self._more: simpy.Event | None = None
-        env.process(self._serve())
+        self._busy: deque[tuple[int, int]] | None = deque() if is_observed else None
+        self._looks_again = False
 
     def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue."""
+        """Put a job at the end of the queue and settle whatever has become certain by it."""
         self._queue.append(job)
-        if self._more is not None:
-            self._more.succeed()
-            self._more = None
+        if len(self._queue) == 1:
+            unsettled = [self]
+            while unsettled:
+                unsettled.pop()._settle(unsettled)
 
-    def is_busy_at(self, now_ns: int) -> bool:
-        """Return whether a job runs from this instant on, or begins at it.
+    def is_busy_at(self, at_ns: int) -> bool:
+        """Return whether a job whose times are certain runs at an instant, its begin included.
 
-        Departures come before arrivals: a job that ends now is over, and the next in line, if it
-        may begin, has begun, whichever process the event loop resumes first.
+        Departures come before arrivals: a job that ends at the instant is over. Instants asked for
+        must not go back.
         """
-        job = self._current
-        if job is not None and job.begins_ns is not None and job.ends_ns is not None:
-            if job.ends_ns > now_ns:
-                return job.begins_ns <= now_ns
-            job = None
-        if job is None:
-            if not self._queue:
-                return False
-            job = self._queue[0]
-        return job.issued_ns <= now_ns and all(other.has_ended(now_ns) for other in job.after)
+        busy = self._busy
+        assert busy is not None
+        while busy and busy[0][1] <= at_ns:
+            busy.popleft()
+        return bool(busy) and busy[0][0] <= at_ns
 
-    def _serve(self) -> Process:
-        env, queue = self._env, self._queue
-        while True:
-            while not queue:
-                self._more = env.event()
-                yield self._more
-            self._current = job = queue.popleft()
-            begins_ns = max(int(env.now), job.issued_ns)
+    def _settle(self, unsettled: list["Server"]) -> None:
+        """Compute the times of the jobs in turn as far as they are certain."""
+        queue = self._queue
+        while queue and not self._looks_again:
+            job = queue[0]
+            begins_ns = job.issued_ns
+            if self.free_ns > begins_ns:
+                begins_ns = self.free_ns
             for other in job.after:
                 if other.ends_ns is None:
-                    if other.ended is None:
-                        other.ended = env.event()
-                    yield other.ended
-                    begins_ns = max(begins_ns, int(env.now))
-                elif other.ends_ns > begins_ns:
+                    if other.followers is None:
+                        other.followers = []
+                    other.followers.append(self)
+                    return
+                if other.ends_ns > begins_ns:
                     begins_ns = other.ends_ns
-            if self._looks_around and begins_ns > env.now:
-                yield env.timeout(begins_ns - env.now)
             duration_ns = self._duration_ns(job, begins_ns)
+            if duration_ns is None:
+                self._look_again(begins_ns)
+                return
+            queue.popleft()
             job.begins_ns = begins_ns
-            job.ends_ns = self.last_end_ns = ends_ns = begins_ns + duration_ns
+            job.ends_ns = self.free_ns = ends_ns = begins_ns + duration_ns
             self.busy_ns += duration_ns
-            self.bytes += job.size
             self.jobs += 1
+            self.bytes += job.size
+            if self._busy is not None:
+                self._busy.append((begins_ns, ends_ns))
             if self._spans is not None:
                 self._spans.append((self.name, job.label, begins_ns, ends_ns))
-            yield env.timeout(ends_ns - env.now)
-            if job.ended is not None:
-                job.ended.succeed()
-            self._on_end(job)
+            if job.followers is not None:
+                unsettled += job.followers
+            self._on_certain(job)
+
+    def _look_again(self, at_ns: int) -> None:
+        self._looks_again = True
+
+        def look(_: simpy.Event) -> None:
+            self._looks_again = False
+            unsettled = [self]
+            while unsettled:
+                unsettled.pop()._settle(unsettled)
+
+        Timeout(self._env, at_ns - self._env.now).callbacks.append(look)

@@ -81,6 +81,11 @@ class PolicySpec:
         return self.cls.needs | (self.inner.needs if self.inner else frozenset())
 
     @property
+    def does(self) -> frozenset[str]:
+        """What the policy may do beyond copying a demanded expert to the GPU."""
+        return self.cls.does | (self.inner.does if self.inner else frozenset())
+
+    @property
     def timing_free(self) -> bool:
         """Whether decisions depend on the order of demands alone."""
         return self.cls.timing_free and (self.inner is None or self.inner.timing_free)
@@ -98,6 +103,19 @@ def names(axis: Axis) -> list[str]:
     package = importlib.import_module(f"moesim.simulator.policies.{axis}")
     own = [module.name for module in pkgutil.iter_modules(package.__path__)]
     return sorted({*own, *(point.name for point in _plugins(axis))})
+
+
+def axis_of(text: str) -> Axis:
+    """Return the axis of a policy that is named by ``module:Class``.
+
+    Raises:
+        InputError: The class derives from none of the three.
+    """
+    name, _ = _split(text)
+    for axis, base in AXES.items():
+        if issubclass(_stranger("policy", name), base):
+            return axis
+    raise AssertionError
 
 
 def options(cls: type[Policy]) -> dict[str, Option]:
@@ -122,7 +140,9 @@ def parse(axis: Axis, text: str) -> PolicySpec:
         UnknownNameError: No such policy or option; the message lists what there is.
         InputError: An option's value is of the wrong type, or a guard lacks what it guards.
     """
-    head, slash, rest = text.partition("/") if not text.split(":")[0].endswith(".py") else (text, "", "")
+    head, slash, rest = (
+        text.partition("/") if not text.split(":")[0].endswith(".py") else (text, "", "")
+    )
     name, option_text = _split(head)
     cls = find(axis, name)
     known = options(cls)
@@ -137,7 +157,9 @@ def parse(axis: Axis, text: str) -> PolicySpec:
     missing = [key for key, option in known.items() if option.default is inspect.Parameter.empty]
     for key in missing:
         if key not in values:
-            raise InputError(f"{axis} policy {name} needs its option {key}; write {name}:{key}=VALUE")
+            raise InputError(
+                f"{axis} policy {name} needs its option {key}; write {name}:{key}=VALUE"
+            )
     if guards(cls) and not slash:
         raise InputError(f"{axis} policy {name} guards another; write {head}/POLICY")
     if slash and not guards(cls):
@@ -178,10 +200,14 @@ def _split(head: str) -> tuple[str, str]:
     return ":".join(parts[:cut]), ":".join(parts[cut:])
 
 
-def _stranger(axis: Axis, name: str) -> type[Policy]:
+def _stranger(axis: Axis | Literal["policy"], name: str) -> type[Policy]:
     place, _, attribute = name.partition(":")
     try:
-        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = (
+            _module_of_file(Path(place))
+            if place.endswith(".py")
+            else importlib.import_module(place)
+        )
     except ModuleNotFoundError as error:
         raise InputError(f"{axis} policy {name}: {error}; is it installed?") from None
     try:
@@ -203,10 +229,12 @@ def _module_of_file(path: Path) -> ModuleType:
     return module
 
 
-def _check(axis: Axis, cls: Any, name: str) -> type[Policy]:  # noqa: ANN401
-    base = AXES[axis]
+def _check(axis: Axis | Literal["policy"], cls: Any, name: str) -> type[Policy]:  # noqa: ANN401
+    base = Policy if axis == "policy" else AXES[axis]
     if not (inspect.isclass(cls) and issubclass(cls, base)):
-        raise InputError(f"{axis} policy {name}: expected a subclass of {base.__name__}, got {cls!r}")
+        raise InputError(
+            f"{axis} policy {name}: expected a subclass of {base.__name__}, got {cls!r}"
+        )
     return cls
 
 

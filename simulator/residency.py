@@ -18,7 +18,15 @@ from moesim.simulator.terms import Place, Tier
 class Pool:
     """Room for experts, in slots of ``slot_bytes`` each, or in bytes where that is None."""
 
-    __slots__ = ("_free", "capacity_bytes", "free_bytes", "number", "peak_bytes", "rooms", "slot_bytes")
+    __slots__ = (
+        "_free",
+        "capacity_bytes",
+        "free_bytes",
+        "number",
+        "peak_bytes",
+        "rooms",
+        "slot_bytes",
+    )
 
     def __init__(
         self, number: int, capacity_bytes: int, slot_bytes: int | None, begins_bytes: int = 0
@@ -68,9 +76,7 @@ class Evictable:
         self._leased = leased
 
     def __contains__(self, expert: int) -> bool:
-        return (
-            expert in self._rooms and expert not in self._leased and expert not in self._loading
-        )
+        return expert in self._rooms and expert not in self._leased and expert not in self._loading
 
     def __iter__(self) -> Iterator[int]:
         leased, loading = self._leased, self._loading
@@ -92,7 +98,9 @@ class Residency:
         self._experts = experts
         self.size_L = list(expert_bytes_L)
         self.loading: dict[int, int] = {}  # expert -> the copy that brings it
-        self.leased: dict[int, int] = {}  # expert -> the run that uses it; 0 until it is handed over
+        self.leased: dict[
+            int, int
+        ] = {}  # expert -> the run that uses it; 0 until it is handed over
         cache_bytes = budget_bytes - staging_bytes
         if cache_bytes < 0 or (quotas_L is not None and sum(quotas_L) > cache_bytes):
             asked = staging_bytes + sum(quotas_L or ())
@@ -152,8 +160,6 @@ class Residency:
 
     def can_evict(self, pool: Pool) -> bool:
         """Return whether anything in a cache pool may leave."""
-        if len(pool.rooms) > len(self.leased) + len(self.loading):
-            return True
         return any(True for _ in self.evictable[pool.number])
 
     @property

@@ -1,16 +1,22 @@
 """Routing traces: what was routed, recorded once and replayed many times.
 
-`load` reads any format that `formats` lists and returns a checked `RoutingTrace`; `write` stores it
-in the project's own; `describe` sums it up. Nothing here knows of a simulator or of torch.
+`load` reads any format that `readers.formats` lists and returns a checked `RoutingTrace`; `write`
+stores it in the project's own, `describe` sums it up, `iter_requests` walks through it without a
+copy. Nothing here knows of a simulator or of torch.
 
 >>> from moesim.traces import describe, synthetic
 >>> trace = synthetic.uniform(seed=0, layers=2, experts=8, top_k=2, requests=1, decode_tokens=3)
->>> describe(trace)["tokens"]
+>>> describe(trace)["decode_tokens"]
 3
 """
 
+from moesim.traces import synthetic
 from moesim.traces.errors import TraceError
+from moesim.traces.formats.mapped import parse_mapping
+from moesim.traces.readers import load
 from moesim.traces.schema import RoutingTrace, SelectionRule, SignalSpec, TraceHeader
+from moesim.traces.statistics import describe, layer_statistics, task_cosine
+from moesim.traces.store import iter_requests, read, write
 
 __all__ = [
     "RoutingTrace",
@@ -18,4 +24,13 @@ __all__ = [
     "SignalSpec",
     "TraceError",
     "TraceHeader",
+    "describe",
+    "iter_requests",
+    "layer_statistics",
+    "load",
+    "parse_mapping",
+    "read",
+    "synthetic",
+    "task_cosine",
+    "write",
 ]

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from moesim.traces.errors import TraceError, blame
 from moesim.traces.header import TraceHeader, first_problem
+from moesim.traces.ids import as_expert_ids
 from moesim.traces.schema import RoutingTrace
 
 # T tokens, L MoE layers, K chosen, R requests.
 Array = NDArray[Any]
 
-LARGEST_ID = np.iinfo(np.int16).max
+LARGEST_INT32 = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +90,16 @@ def assemble(
         header=header,
         expert_TLK=np.concatenate(ids),
         gate_TLK=np.concatenate(gates) if gates else None,
-        step_T=np.concatenate(columns.step).astype(np.int32),
+        step_T=_as_int32(name, "step", np.concatenate(columns.step)),
         request_T=np.repeat(np.arange(len(requests), dtype=np.int32), lengths),
-        position_T=np.concatenate(columns.position).astype(np.int32),
+        position_T=_as_int32(name, "position", np.concatenate(columns.position)),
         is_prefill_T=np.concatenate([rows.is_prefill_T for rows in requests]),
         task_R=tuple(rows.task for rows in requests),
         arrival_ns_R=np.zeros(len(requests), dtype=np.int64),
-        prompt_tokens_R=np.array([rows.prompt_tokens for rows in requests], dtype=np.int32),
-        output_tokens_R=np.array(columns.output, dtype=np.int32),
+        prompt_tokens_R=_as_int32(
+            name, "prompt_tokens", np.array([rows.prompt_tokens for rows in requests])
+        ),
+        output_tokens_R=_as_int32(name, "output_tokens", np.array(columns.output)),
         signals=dict(signals or {}),
     )
 
@@ -112,17 +115,13 @@ def step_numbers(is_prefill_T: NDArray[np.bool_]) -> NDArray[np.int32]:
     return np.where(is_prefill_T, 0, decode_before).astype(np.int32)
 
 
-def as_expert_ids(name: str, ids: Array) -> NDArray[np.int16]:
-    """Return ids as int16; an id that does not fit is told, never wrapped around.
-
-    Raises:
-        TraceError: An id is below -1 or above 32767.
-    """
-    wrong = (ids < -1) | (ids > LARGEST_ID)
+def _as_int32(name: str, what: str, values: Array) -> NDArray[np.int32]:
+    """Return integers as int32; what does not fit is told, never wrapped around."""
+    wrong = np.abs(values) > LARGEST_INT32
     if wrong.any():
-        row = int(np.argwhere(wrong)[0][0])
-        blame(name, f"row {row}", f"expert {ids[wrong][0]}", f"ids lie in [0, {LARGEST_ID}]")
-    return ids.astype(np.int16)
+        index = int(wrong.argmax())
+        blame(name, f"{what} {index}", f"{values[index]}", "counts lie below 2^31")
+    return values.astype(np.int32)
 
 
 def make_header(name: str, **facts: object) -> TraceHeader:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.traces.assemble import LARGEST_ID, RequestRows, step_numbers
+from moesim.traces.assemble import RequestRows, step_numbers
 from moesim.traces.errors import blame
+from moesim.traces.ids import LARGEST_ID
 
 # T tokens, L MoE layers, K chosen; N entries of the table, C (token, layer) pairs.
 Array = NDArray[Any]
@@ -94,7 +95,8 @@ def dense(name: str, cells: Cells, top_k: int | None = None) -> tuple[list[Reque
     gate_TLK = None
     if cells.gate_N is not None:
         gate_TLK = np.zeros(expert_TLK.shape, dtype=np.float32)
-        gate_TLK[place] = cells.gate_N[order_N].reshape(-1, chosen)
+        with np.errstate(over="ignore"):
+            gate_TLK[place] = cells.gate_N[order_N].reshape(-1, chosen)
     request_T = request_N[first_T]
     requests = []
     for request, task in enumerate(cells.task_R):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moesim.traces.errors import blame
 from moesim.traces.texts import integer, parse_json
 
 CONFIG_NAME = "config.json"
@@ -49,5 +50,8 @@ def shape_beside(path: Path) -> ModelShape:
 def _size(name: str, config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     for key in keys:
         if config.get(key) is not None:
-            return integer(name, key, config[key])
+            size = integer(name, key, config[key])
+            if size < 1:
+                blame(name, key, f"{size}", "a model has at least one")
+            return size
     return None

@@ -9,10 +9,7 @@ appears whole or not at all.
 import json
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +21,14 @@ from safetensors.numpy import save_file
 
 from moesim.traces.errors import TraceError, blame
 from moesim.traces.header import TraceHeader, first_problem
+from moesim.traces.npz import NPZ_START, damaged, read_npz, write_npz
 from moesim.traces.schema import RoutingTrace
+from moesim.traces.shapes import KNOWN, NEEDED
 
 Array = NDArray[Any]
 
 DOCUMENT = "moesim"
 SUFFIXES = (".safetensors", ".npz")
-NPZ_START = b"PK\x03\x04"
 SAFETENSORS_DTYPES = {
     "BOOL": "?", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
     "U8": "u1", "U16": "<u2", "U32": "<u4", "F16": "<f2", "F32": "<f4",
@@ -41,18 +39,22 @@ def write(trace: RoutingTrace, path: str | os.PathLike[str]) -> None:
     """Check the trace and write it beside the target, then put it in place.
 
     Raises:
-        TraceError: The suffix is neither ``.safetensors`` nor ``.npz``, or the trace is not valid.
+        TraceError: The suffix is neither ``.safetensors`` nor ``.npz``, there is no such folder, or
+            the trace is not valid.
     """
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise TraceError(f"{target}: suffix {target.suffix!r}; write to {' or '.join(SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise TraceError(f"{target}: no folder {target.parent}; make it first")
     trace.validate(str(target))
     arrays = {name: np.ascontiguousarray(array) for name, array in trace.arrays().items()}
     handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:
         if target.suffix == ".npz":
-            _write_npz(scratch, {DOCUMENT: np.array(trace.document())} | arrays)
+            document = np.array(trace.document())
+            write_npz(Path(scratch), {DOCUMENT: document} | arrays)
         else:
             save_file(arrays, scratch, metadata={DOCUMENT: trace.document()})
         Path(scratch).chmod(0o644)
@@ -89,15 +91,14 @@ def read(path: str | os.PathLike[str], *, mmap: bool = True) -> RoutingTrace:
         is_npz = file.read(4) == NPZ_START
     document, arrays = _read_npz(source) if is_npz else _read_safetensors(source, mmap=mmap)
     header, task_R = _parse(str(source), document)
-    core = {field.name for field in fields(RoutingTrace)}
-    for key in sorted(core - arrays.keys() - {"header", "task_R", "gate_TLK", "signals"}):
+    for key in sorted(NEEDED.keys() - arrays.keys()):
         blame(str(source), key, "the array is missing", "write the trace again")
     return RoutingTrace(
         header=header,
         task_R=task_R,
         gate_TLK=arrays.get("gate_TLK"),
-        signals={key: arrays[key] for key in sorted(arrays.keys() - core)},
-        **{key: arrays[key] for key in sorted((arrays.keys() & core) - {"gate_TLK"})},
+        signals={key: arrays[key] for key in sorted(arrays.keys() - KNOWN.keys())},
+        **{key: arrays[key] for key in NEEDED},
     )
 
 
@@ -111,20 +112,8 @@ def iter_requests(trace: RoutingTrace) -> Iterator[RoutingTrace]:
         yield trace.one_request(request, slice(int(starts[request]), int(starts[request + 1])))
 
 
-def _write_npz(path: str, arrays: Mapping[str, Array]) -> None:
-    """Write as numpy's own savez_compressed does, in the order given: `sniff` needs it."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for key, array in arrays.items():
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
-
-
 def _read_npz(path: Path) -> tuple[str, dict[str, Array]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
-        raise _damaged(path, error) from error
+    arrays = read_npz(path)
     if DOCUMENT not in arrays:
         blame(str(path), DOCUMENT, "the document is missing", "this npz is not a moesim trace")
     return str(arrays.pop(DOCUMENT)), arrays
@@ -135,7 +124,7 @@ def _read_safetensors(path: Path, *, mmap: bool) -> tuple[str, dict[str, Array]]
         with safe_open(path, framework="numpy") as checked:
             metadata: Mapping[str, str] = checked.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if DOCUMENT not in metadata:
         blame(str(path), DOCUMENT, "the document is missing", "this file is not a moesim trace")
     raw = np.memmap(path, mode="r", dtype=np.uint8)
@@ -155,11 +144,6 @@ def _read_safetensors(path: Path, *, mmap: bool) -> tuple[str, dict[str, Array]]
     return metadata[DOCUMENT], arrays if mmap else {
         key: array.copy() for key, array in arrays.items()
     }
-
-
-def _damaged(path: Path, error: Exception) -> TraceError:
-    reason = str(error).partition("\n")[0]
-    return TraceError(f"{path}: damaged or cut off ({reason}); copy or record it again")
 
 
 def _parse(name: str, document: str) -> tuple[TraceHeader, tuple[str, ...]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from moesim.traces.errors import TraceError, blame
 
+LARGEST = 2**53
+
 
 def head(path: Path, size: int = 4096) -> bytes:
     """Return the first bytes of a file; nothing of a folder."""
@@ -65,16 +67,17 @@ def integer(name: str, place: str, value: object) -> int:
     """Return a whole number given as number or text.
 
     Raises:
-        TraceError: Names the place and the value.
+        TraceError: It is none, or one that no count or id can be; names the place and the value.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
     try:
-        return int(str(value).strip())
-    except ValueError as error:
+        whole = int(value) if isinstance(value, float) else int(str(value).strip())
+    except (ValueError, OverflowError) as error:
         raise TraceError(f"{name}: {place}: {value!r:.60} is not a whole number") from error
+    if whole != value and isinstance(value, float):
+        raise TraceError(f"{name}: {place}: {value!r:.60} is not a whole number")
+    if abs(whole) > LARGEST:
+        raise TraceError(f"{name}: {place}: {value!r:.60} is too large")
+    return whole
 
 
 def number(name: str, place: str, value: object) -> float:

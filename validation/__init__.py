@@ -1,1 +1,1 @@
-""""""
+"""Is it true? Comparison of prediction and execution, with the evidence committed."""

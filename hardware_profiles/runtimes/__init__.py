@@ -1,1 +1,1 @@
-""""""
+"""What serving software adds to a machine: one YAML for each runtime."""

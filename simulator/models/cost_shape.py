@@ -113,20 +113,11 @@ class CostShape:
         Raises:
             ValueError: If the two lists differ in length or a size is not positive.
 
-        >>> CostShape.from_bytes([2_000], [500], experts=4, top_k=2).layers[0].expert_flops_per_token
+        >>> shape = CostShape.from_bytes([2_000], [500], experts=4, top_k=2)
+        >>> shape.layers[0].expert_flops_per_token
         2000
         """
-        if len(expert_bytes) != len(dense_bytes):
-            raise ValueError(
-                f"expert_bytes has {len(expert_bytes)} layers and dense_bytes {len(dense_bytes)}; "
-                "give one entry per MoE layer in both"
-            )
-        for layer, size in enumerate(expert_bytes):
-            if size <= 0:
-                raise ValueError(f"expert_bytes[{layer}]: expected a size above 0, got {size}")
-        for layer, size in enumerate(dense_bytes):
-            if size < 0:
-                raise ValueError(f"dense_bytes[{layer}]: expected a size of 0 or more, got {size}")
+        _check_sizes(expert_bytes, dense_bytes)
 
         def flops(weight_bytes: int) -> int:
             return 2 * 8 * weight_bytes // bits_per_weight
@@ -152,6 +143,36 @@ class CostShape:
             origin="bytes",
         )
 
+    def with_bytes(self, expert_bytes: Sequence[int], dense_bytes: Sequence[int]) -> Self:
+        """Return the shape with sizes that a trace carries, such as those of a GGUF file.
+
+        Products, KV cache and head stay the model's own.
+
+        Args:
+            expert_bytes: Of one expert, one entry per MoE layer.
+            dense_bytes: Read before the experts of each MoE layer.
+
+        Raises:
+            ValueError: If a list has not one entry per MoE layer or a size is not positive.
+        """
+        _check_sizes(expert_bytes, dense_bytes)
+        if len(expert_bytes) != len(self.layers):
+            raise ValueError(
+                f"expert_bytes has {len(expert_bytes)} layers and {self.name} {len(self.layers)}; "
+                "give one entry per MoE layer"
+            )
+        layers = tuple(
+            replace(layer, expert_bytes=int(expert), dense_bytes=int(dense))
+            for layer, expert, dense in zip(self.layers, expert_bytes, dense_bytes, strict=True)
+        )
+        fixed_bytes = self.resident_bytes - sum(layer.dense_bytes for layer in self.layers)
+        return replace(
+            self,
+            name=f"{self.name}, sizes of the trace",
+            layers=layers,
+            resident_bytes=fixed_bytes + sum(layer.dense_bytes for layer in layers),
+        )
+
     def for_trace(self, layers: int, experts: int, top_k: int) -> Self:
         """Return the shape stretched over a trace of another model (``--cost-of``).
 
@@ -162,8 +183,10 @@ class CostShape:
         >>> [layer.expert_bytes for layer in small.for_trace(4, 16, 2).layers]
         [10, 10, 20, 20]
         """
-        if (layers, experts, top_k) == (len(self.layers), self.experts, self.top_k):
-            return self
+        if (layers, experts) == (len(self.layers), self.experts):
+            if top_k == self.top_k:
+                return self
+            return replace(self, name=f"{self.name} with top-{top_k}", top_k=top_k)
         own = len(self.layers)
         stretched = tuple(self.layers[layer * own // layers] for layer in range(layers))
         fixed_bytes = self.resident_bytes - sum(layer.dense_bytes for layer in self.layers)
@@ -175,3 +198,17 @@ class CostShape:
             top_k=top_k,
             resident_bytes=fixed_bytes + sum(layer.dense_bytes for layer in stretched),
         )
+
+
+def _check_sizes(expert_bytes: Sequence[int], dense_bytes: Sequence[int]) -> None:
+    if len(expert_bytes) != len(dense_bytes):
+        raise ValueError(
+            f"expert_bytes has {len(expert_bytes)} layers and dense_bytes {len(dense_bytes)}; "
+            "give one entry per MoE layer in both"
+        )
+    for layer, size in enumerate(expert_bytes):
+        if size <= 0:
+            raise ValueError(f"expert_bytes[{layer}]: expected a size above 0, got {size}")
+    for layer, size in enumerate(dense_bytes):
+        if size < 0:
+            raise ValueError(f"dense_bytes[{layer}]: expected a size of 0 or more, got {size}")

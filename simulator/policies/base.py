@@ -193,13 +193,24 @@ class Policy:
     Attributes:
         needs: What the run must grant: ``future``, ``profile`` or ``transitions`` (a profile trace), or
             a signal of the trace by its name.
+        does: What it may do beyond copying a demanded expert to the GPU: ``prefetch``,
+            ``cpu_experts``. Bounds allow what the policies of a run may do.
         paper: Where the rule is defined.
         timing_free: Whether decisions depend on the order of demands alone, never on times.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    does: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
     timing_free: ClassVar[bool] = True
+
+    @classmethod
+    def needs_for(cls, options: Mapping[str, Any]) -> frozenset[str]:
+        """Return what the run must grant under these options, defaults included.
+
+        That is ``needs``, unless a class overrides this; then ``needs`` is all that it may need.
+        """
+        return cls.needs
 
 
 class CachePolicy(Policy):
@@ -268,6 +279,7 @@ class PrefetchPolicy(Policy):
     for a layer is cancelled when that layer's router has run: what it chose has become demand.
     """
 
+    does: ClassVar[frozenset[str]] = frozenset({"prefetch"})
     timing_free: ClassVar[bool] = False
 
     def __init__(self, run: RunInfo) -> None:

@@ -4,7 +4,6 @@ Design 4.1 rule 6: ties in a score go to the least recently touched, then to the
 (layer, expert).
 """
 
-from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 
 from moesim.simulator.policies.base import Evictable
@@ -13,13 +12,16 @@ from moesim.simulator.policies.base import Evictable
 class LowestFirst:
     """A heap of (score, age, expert) whose stale entries are dropped when they come up.
 
-    The score of an expert may change at any time by ``put``; setting costs O(log n), asking O(log n)
-    plus the experts in use that lie below the answer.
+    For scores that change only when an expert is touched. Setting one costs O(log n), asking
+    O(log n) plus the experts in use that lie below the answer.
     """
 
     def __init__(self) -> None:
         self._key: dict[int, tuple[float, int, int]] = {}
         self._heap: list[tuple[float, int, int]] = []
+
+    def __contains__(self, expert: int) -> bool:
+        return expert in self._key
 
     def put(self, expert: int, score: float, touched: int) -> None:
         """Set an expert's score; ``touched`` is a serial that grows with every touch."""
@@ -34,29 +36,35 @@ class LowestFirst:
         """Forget an expert."""
         self._key.pop(expert, None)
 
+    def rescale(self, factor: float) -> None:
+        """Multiply every score by the same positive factor."""
+        self._key = {e: (score * factor, at, e) for e, (score, at, _) in self._key.items()}
+        self._heap = list(self._key.values())
+        heapify(self._heap)
+
     def lowest(self, evictable: Evictable) -> int:
         """Return the lowest expert that may leave.
 
         Raises:
             LookupError: None of those known may leave.
         """
+        found = self.several(evictable, 1)
+        if not found:
+            raise LookupError("none of the experts known may leave")
+        return found[0]
+
+    def several(self, evictable: Evictable, wanted: int) -> list[int]:
+        """Return the lowest experts that may leave, lowest first; fewer if there are fewer."""
         heap, keys = self._heap, self._key
-        in_use: list[tuple[float, int, int]] = []
-        try:
-            while heap:
-                key = heap[0]
-                expert = key[2]
-                if keys.get(expert) == key:
-                    if expert in evictable:
-                        return expert
-                    in_use.append(key)
-                heappop(heap)
-        finally:
-            for key in in_use:
-                heappush(heap, key)
-        raise LookupError
-
-
-def lowest(scores: Iterable[tuple[float, int, int]]) -> int:
-    """Return the expert of the lowest (score, touched, expert); for scores that change with time."""
-    return min(scores)[2]
+        valid: list[tuple[float, int, int]] = []
+        found: list[int] = []
+        while heap and len(found) < wanted:
+            key = heappop(heap)
+            expert = key[2]
+            if keys.get(expert) == key:
+                valid.append(key)
+                if expert in evictable:
+                    found.append(expert)
+        for key in valid:
+            heappush(heap, key)
+        return found

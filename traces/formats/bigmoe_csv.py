@@ -1,9 +1,9 @@
 """Route CSV of BigMoeOnEdge (--route-trace), with expert and dense bytes per layer.
 
-The engine (github Helldez/BigMoeOnEdge, core/include/bmoe/route_trace.h, commit 2d4f2b11) writes a
-preamble of ``#`` lines, ``# route_trace v1``, ``# model=… n_layer=… n_expert=… n_expert_used=…`` and
-``# layer=… expert_bytes=… dense_bytes=…``, then one row per routed expert with the columns
-``turn,phase,step,layer,slot,expert,weight,residency,expert_bytes`` and, in newer files, ``dropped``.
+The engine (github Helldez/BigMoeOnEdge, core/include/bmoe/route_trace.h, commit 2d4f2b11) writes
+``# route_trace v1``, ``# model=… n_layer=… n_expert=… n_expert_used=…`` and, for each layer,
+``# layer=… expert_bytes=… dense_bytes=…``; then one row per routed expert with the columns
+``turn,phase,step,layer,slot,expert,weight,residency,expert_bytes`` and, in new files, ``dropped``.
 ``step`` is the token's position in the context, ``phase`` 0 for prompt rows, ``slot`` the router's
 rank. A turn becomes a request. The last layer routes only the prompt's last token; the others are
 absent there. Residency is what the engine's own cache did and is not read.

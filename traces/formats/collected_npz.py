@@ -3,13 +3,11 @@
 ``experts`` uint8 [T, L, K] with 255 = not recorded, ``weights`` float16, ``seq_start`` [S + 1],
 ``phase`` uint8 (0 prompt, 1 decode), ``token`` where logged; meta.json has ``layer_ids``,
 ``n_experts``, ``top_k``, ``seq_domain`` and, where known, ``prompt_len``, ``expert_bytes`` and
-``dense_bytes``. A sequence becomes a request: all its prompt rows are one step, each decode row is a
-step of its own. A log whose notes say "teacher-forced" has phase 0 throughout (DeepSeek's ESFT):
+``dense_bytes``. A sequence becomes a request: all its prompt rows are one step, each decode row is
+a step of its own. A log whose notes say "teacher-forced" has phase 0 throughout (DeepSeek's ESFT):
 prompt and target went through the model at once, so all rows are read as prompt rows.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.traces.assemble import RequestRows, assemble, make_header
-from moesim.traces.errors import TraceError, blame
+from moesim.traces.errors import blame
 from moesim.traces.header import SignalSpec
+from moesim.traces.npz import read_npz
 from moesim.traces.schema import RoutingTrace
-from moesim.traces.texts import parse_json
+from moesim.traces.texts import integer, parse_json
 
 __all__ = ["read", "sniff"]
 
@@ -30,7 +29,7 @@ Array = NDArray[Any]
 
 ARRAYS, META = "trace.npz", "meta.json"
 ABSENT = 255
-NEEDED_ARRAYS = ("experts", "seq_start", "phase")
+NEEDED_ARRAYS = {"experts": 3, "seq_start": 1, "phase": 1}
 NEEDED_META = ("model", "n_experts", "top_k", "layer_ids", "seq_domain")
 TOKEN = SignalSpec(
     tap="token text, re-tokenised and numbered by the recorder",
@@ -57,13 +56,8 @@ def read(path: Path) -> RoutingTrace:
         TraceError: A key or array is missing or they disagree; names file, array and row.
     """
     folder = path.parent if path.name == ARRAYS else path
-    meta = parse_json(str(folder / META), (folder / META).read_bytes())
-    for key in NEEDED_META:
-        if key not in meta:
-            blame(
-                str(folder / META), key, "the key is missing", f"it needs {', '.join(NEEDED_META)}"
-            )
-    name = str(folder / ARRAYS)
+    meta_name, name = str(folder / META), str(folder / ARRAYS)
+    meta = _meta(meta_name, parse_json(meta_name, (folder / META).read_bytes()))
     arrays = _arrays(name, folder / ARRAYS)
     _check(name, meta, arrays)
     starts = arrays["seq_start"]
@@ -76,8 +70,9 @@ def read(path: Path) -> RoutingTrace:
         ids = arrays["experts"][rows].astype(np.int16)
         ids[ids == ABSENT] = -1
         prompt_rows = int(is_prefill_T[rows].sum())
-        unknown = -1 if prompt_rows == 0 else prompt_rows
-        prompt_tokens = unknown if prompt_len is None else int(prompt_len[sequence])
+        prompt_tokens = prompt_rows or -1
+        if prompt_len is not None:
+            prompt_tokens = integer(meta_name, f"prompt_len {sequence}", prompt_len[sequence])
         requests.append(
             RequestRows(
                 expert_TLK=ids,
@@ -90,8 +85,8 @@ def read(path: Path) -> RoutingTrace:
         )
     signals = {"token_T": arrays["token"]} if "token" in arrays else {}
     header = make_header(
-        str(folder / META),
-        model=meta["model"],
+        meta_name,
+        model=str(meta["model"]).partition(" (")[0],
         layer_ids=meta["layer_ids"],
         experts=meta["n_experts"],
         top_k=meta["top_k"],
@@ -107,17 +102,33 @@ def read(path: Path) -> RoutingTrace:
     return assemble(name, header, requests, signals)
 
 
+def _meta(name: str, meta: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """Return the meta data with its sizes as numbers and its lists as lists."""
+    if not isinstance(meta, dict):
+        blame(name, "file", "not a JSON object", f"it needs {', '.join(NEEDED_META)}")
+    for key in NEEDED_META:
+        if key not in meta:
+            blame(name, key, "the key is missing", f"it needs {', '.join(NEEDED_META)}")
+    sizes = {key: integer(name, key, meta[key]) for key in ("n_experts", "top_k")}
+    for key in ("layer_ids", "seq_domain", "prompt_len"):
+        if not isinstance(meta.get(key, []), list):
+            blame(name, key, f"{meta[key]!r:.60}", "it is a list")
+    lengths, sequences = meta.get("prompt_len"), len(meta["seq_domain"])
+    if lengths is not None and len(lengths) != sequences:
+        problem = f"{len(lengths)} entries for {sequences} sequences"
+        blame(name, "prompt_len", problem, "it has one per sequence")
+    return meta | sizes
+
+
 def _arrays(name: str, path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
-        raise TraceError(f"{name}: damaged or cut off ({error}); copy it again") from error
-    for key in NEEDED_ARRAYS:
+    arrays = read_npz(path)
+    for key, axes in NEEDED_ARRAYS.items():
         if key not in arrays:
             blame(name, key, "the array is missing", f"it needs {', '.join(NEEDED_ARRAYS)}")
         if arrays[key].dtype.kind not in "iu":
             blame(name, key, f"dtype {arrays[key].dtype}", "it holds whole numbers")
+        if arrays[key].ndim != axes:
+            blame(name, key, f"shape {list(arrays[key].shape)}", f"it has {axes} axes")
     return arrays
 
 
@@ -150,7 +161,8 @@ def _check(name: str, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> N
 
 
 def _notes(meta: Mapping[str, Any], *, teacher_forced: bool) -> str:
-    notes = [str(meta["notes"])] if "notes" in meta else []
+    notes = [f"model: {meta['model']}"] if " (" in str(meta["model"]) else []
+    notes += [str(meta["notes"])] if "notes" in meta else []
     if "weights" in meta:
         notes.append(f"gates: {meta['weights']}")
     if teacher_forced:

@@ -5,8 +5,8 @@ andronius-yang/cse223b-proj, traffic-gen/llama4-mmlu-*/N.json), and its reader; 
 names only the folders: profiling_result/ORGANISATION/MODEL/BENCHMARK/SUBJECT/N.json. A file is one
 request: a list whose entry 0 is the prefill and whose later entries are decode steps. An entry maps
 each decoder layer ("0", "1", …) to null for a dense layer or to one list of expert ids per token.
-There are no gates. The files do not say how many experts a layer has: a ``config.json`` of the model
-in the folder does, else the largest id decides and the notes say so.
+There are no gates. The files do not say how many experts a layer has: a ``config.json`` of the
+model in the folder does, else the largest id decides and the notes say so.
 """
 
 import re
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from moesim.traces.assemble import RequestRows, assemble, make_header
 from moesim.traces.errors import blame
+from moesim.traces.ids import id_array
 from moesim.traces.model_config import CONFIG_NAME, shape_beside
-from moesim.traces.nested import id_array
 from moesim.traces.schema import RoutingTrace
 from moesim.traces.texts import head, parse_json
 
@@ -46,7 +46,11 @@ def read(path: Path) -> RoutingTrace:
     """
     requests = []
     moe_layers: list[int] | None = None
-    for file in _files(path):
+    files = _files(path)
+    models = sorted({_model(file) for file in files})
+    if len(models) > 1:
+        blame(str(path), "folder", f"models {', '.join(models)}", "give the folder of one model")
+    for file in files:
         layers, request = _read_request(file, moe_layers)
         moe_layers = layers
         requests.append(request)
@@ -55,7 +59,7 @@ def read(path: Path) -> RoutingTrace:
     largest = max(int(request.expert_TLK.max()) for request in requests)
     header = make_header(
         str(path),
-        model=shape.name or _model(path),
+        model=shape.name or models[0],
         layer_ids=moe_layers,
         experts=largest + 1 if shape.experts is None else shape.experts,
         top_k=requests[0].expert_TLK.shape[2],
@@ -73,9 +77,9 @@ def _files(path: Path) -> list[Path]:
     return sorted(found, key=lambda file: (file.parent, len(file.stem), file.stem))
 
 
-def _model(path: Path) -> str:
-    parts = path.resolve().parts
-    if ROOT in parts[:-2]:
+def _model(file: Path) -> str:
+    parts = file.resolve().parts
+    if ROOT in parts[:-3]:
         start = parts.index(ROOT) + 1
         return "/".join(parts[start : start + 2])
     return "unknown"

@@ -1,1 +1,1 @@
-"""Small recorded traces that ship with the package."""
+"""Recorded traces that ship with the package; each says in its header where it comes from."""

@@ -1,1 +1,1 @@
-""""""
+"""Cache policies: what stays in VRAM."""

@@ -1,7 +1,7 @@
 """Evict the expert that has gone unused for longest."""
 
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
-from moesim.simulator.policies.quotas import Scope, split
+from moesim.simulator.policies.quotas import PerPool, Scope, split
 
 __all__ = ["LeastRecentlyUsed"]
 
@@ -18,7 +18,7 @@ class LeastRecentlyUsed(CachePolicy):
     def __init__(self, run: RunInfo, *, scope: Scope = "global") -> None:
         super().__init__(run)
         self._scope = scope
-        self._order: dict[int, None] = {}
+        self._ages: PerPool[dict[int, None]] = PerPool(run, scope, dict)  # oldest first
 
     def quotas_L(self) -> list[int] | None:
         """Return equal shares if the scope is per layer."""
@@ -26,21 +26,21 @@ class LeastRecentlyUsed(CachePolicy):
 
     def on_touch(self, expert: int, view: View) -> None:
         """Move the expert to the young end."""
-        self._order.pop(expert, None)
-        self._order[expert] = None
+        ages = self._ages.of(expert)
+        ages.pop(expert, None)
+        ages[expert] = None
 
     def on_admit(self, expert: int, view: View) -> None:
         """Let a prefetched expert in at the young end; one just touched is there already."""
-        if expert not in self._order:
-            self._order[expert] = None
+        self._ages.of(expert).setdefault(expert)
 
     def on_evict(self, expert: int, view: View) -> None:
         """Forget the expert."""
-        self._order.pop(expert, None)
+        self._ages.of(expert).pop(expert, None)
 
     def choose_victim(self, evictable: Evictable, view: View) -> int:
         """Return the oldest that may leave."""
-        for expert in self._order:
+        for expert in self._ages.offered(evictable):
             if expert in evictable:
                 return expert
         raise LookupError

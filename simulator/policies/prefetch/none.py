@@ -8,4 +8,5 @@ __all__ = ["NoPrefetch"]
 class NoPrefetch(PrefetchPolicy):
     """No prefetch: every expert is copied when it is demanded and absent."""
 
+    does = frozenset()
     timing_free = True

@@ -1,1 +1,1 @@
-""""""
+"""Schedule policies: where experts run, and in which order."""

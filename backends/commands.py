@@ -1,0 +1,116 @@
+"""``moesim record``: run a real MoE model and write down its routes."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NOT_AVAILABLE = 3
+
+Model = Annotated[
+    str, typer.Argument(help="A transformers MoE model: a folder, or an id of the hub (owner/name).")
+]
+Prompts = Annotated[
+    Path,
+    typer.Option("--prompts", help='One prompt a line, or JSON Lines {"prompt": ..., "task": ...}.'),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The trace to write: .safetensors, or .npz (packed).")
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")]
+MaxPrompts = Annotated[int | None, typer.Option(min=1, help="Take only the first N prompts.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sampling, at a temperature above 0.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")]
+Signals = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated: router_probs, look_in, embedding, prompt_embedding, token; or none."
+    ),
+]
+Horizons = Annotated[int, typer.Option(min=1, help="How many layers ahead look_in reaches.")]
+Name = Annotated[str | None, typer.Option(help="What the trace calls the model.")]
+Licence = Annotated[str | None, typer.Option(help="Licence of texts and model, for the header.")]
+Source = Annotated[str | None, typer.Option(help="Where the texts come from, for the header.")]
+
+
+def record(
+    model: Model,
+    prompts: Prompts,
+    output: Output,
+    new_tokens: NewTokens = 128,
+    max_prompts: MaxPrompts = None,
+    device: Device = "auto",
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    ignore_eos: IgnoreEos = False,  # noqa: FBT002 - a flag of the command line
+    signals: Signals = "router_probs,look_in,token",
+    horizons: Horizons = 2,
+    name: Name = None,
+    licence: Licence = None,
+    source: Source = None,
+) -> None:
+    """Run a MoE model on prompts and write its routing trace.
+
+    Every token's experts, gates and the chosen signals, of prompt and generation, taken by hooks
+    on the routers of any transformers MoE. On a CPU the model runs in float32, and the same
+    command writes the same routes again.
+    """
+    from moesim.backends.prompts import read_prompts
+    from moesim.backends.signals import choose_signals
+    from moesim.simulator.errors import InputError
+    from moesim.simulator.progress import progress
+    from moesim.traces import write
+    from moesim.traces.store import SUFFIXES
+
+    chosen = choose_signals([] if signals == "none" else signals.split(","))
+    texts = read_prompts(prompts, max_prompts)
+    if output.suffix not in SUFFIXES or not output.parent.is_dir():
+        raise InputError(f"{output}: give a file in an existing folder that ends in {SUFFIXES}")
+    if not math.isfinite(temperature):
+        raise InputError(f"--temperature {temperature}: give a finite number, 0 or above")
+    try:
+        from moesim.backends.loading import NotAvailableError, choose_device, load_checkpoint
+        from moesim.backends.recorder import Origin, Request, Sampling
+        from moesim.backends.recorder import record as record_trace
+    except ModuleNotFoundError as error:
+        if error.name not in {"torch", "transformers"}:
+            raise
+        typer.echo(
+            f"moesim: recording needs {error.name}; install it with: pip install 'moesim[torch]'",
+            err=True,
+        )
+        raise typer.Exit(NOT_AVAILABLE) from error
+    try:
+        place = choose_device(device)
+    except NotAvailableError as error:
+        typer.echo(f"moesim: {error}", err=True)
+        raise typer.Exit(NOT_AVAILABLE) from error
+    checkpoint = load_checkpoint(model, place)
+    requests = [
+        Request(prompt=checkpoint.tokenizer(text.text).input_ids, task=text.task) for text in texts
+    ]
+    most_tokens = sum(len(request.prompt) + new_tokens - 1 for request in requests)
+    with progress("recording", most_tokens, "tokens") as advance:
+        trace = record_trace(
+            checkpoint.model,
+            requests,
+            Sampling(
+                new_tokens=new_tokens, temperature=temperature, seed=seed, ignore_eos=ignore_eos
+            ),
+            Origin(
+                model=name or checkpoint.name,
+                revision=checkpoint.revision,
+                bytes_per_parameter=checkpoint.bytes_per_parameter,
+                tokenizer_hash=checkpoint.tokenizer_hash,
+                licence=licence,
+                source=source,
+            ),
+            signals=chosen,
+            horizons=horizons,
+            on_step=advance,
+        )
+    write(trace, output)
+    typer.echo(f"{output}: {trace.requests} requests, {trace.tokens} tokens", err=True)

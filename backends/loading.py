@@ -1,0 +1,104 @@
+"""Load a checkpoint and its tokenizer from a folder or, if the user gives an id, from the hub."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from moesim.backends.models import ModelError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HASHED_BYTES = 2**30
+
+
+class NotAvailableError(ModelError):
+    """The device asked for is not on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model ready to run, and what names it.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        tokenizer: Of transformers.
+        name: The hub's id, or the folder's name.
+        revision: The hub's commit; for a folder of up to 1 GiB the SHA-256 of its weights.
+        bytes_per_parameter: As stored.
+        tokenizer_hash: SHA-256 of what the tokenizer does; None for one that is not a fast one.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+    bytes_per_parameter: int
+    tokenizer_hash: str | None
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device; ``auto`` is CUDA where there is one.
+
+    Raises:
+        NotAvailableError: The device is not on this machine.
+        ModelError: torch knows no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ModelError(f"no device {wanted!r}; there are auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise NotAvailableError(f"device {wanted}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def load_checkpoint(source: str, device: torch.device) -> Checkpoint:
+    """Load in float32 on a CPU, where routes are to be repeatable, and as stored on a GPU.
+
+    Raises:
+        ModelError: There is no such folder, or transformers can't load it.
+    """
+    folder = Path(source)
+    if not folder.is_dir() and not HUB_ID.fullmatch(source):
+        raise ModelError(f"{source}: no such folder, and not a hub id of the form owner/name")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32 if device.type == "cpu" else "auto"
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{source}: transformers can't load it: {reason}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    stored = getattr(config, "dtype", None) or torch.float32
+    return Checkpoint(
+        model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        name=folder.resolve().name if folder.is_dir() else source,
+        revision=_weights_hash(folder) if folder.is_dir() else getattr(config, "_commit_hash", None),
+        bytes_per_parameter=stored.itemsize,
+        tokenizer_hash=None if backend is None else _sha256(backend.to_str().encode()),
+    )
+
+
+def _weights_hash(folder: Path) -> str | None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files or sum(file.stat().st_size for file in files) > HASHED_BYTES:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

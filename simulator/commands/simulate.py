@@ -1,0 +1,199 @@
+"""``moesim simulate``: replay a trace on a modelled machine and print what came of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from moesim.simulator.runs import RunResult, RunSpec
+
+Trace = Annotated[
+    Path, typer.Argument(help="Routing trace: a file or folder of any format that moesim reads.")
+]
+Hardware = Annotated[
+    str,
+    typer.Option("--hardware", help="Machine: a name of `moesim profile list`, or a YAML file."),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        help="Serving software: a runtime profile; the system's own, else moesim-graph.",
+    ),
+]
+SystemName = Annotated[
+    str | None, typer.Option("--system", help="Named bundle of policies; single ones override it.")
+]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", help="What stays in VRAM: NAME[:option=value,...]. Default lru."),
+]
+Prefetch = Annotated[
+    str | None, typer.Option("--prefetch", help="What is copied ahead. Default none.")
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option("--schedule", help="Where experts run, in which order. Default resident_first."),
+]
+PolicyModule = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy-module",
+        help="A policy that is not ours: file.py:Class or module:Class[:options].",
+    ),
+]
+Vram = Annotated[
+    str | None, typer.Option("--vram", help="VRAM for everything, such as 12GiB. Default: all.")
+]
+ExpertBudget = Annotated[
+    str | None, typer.Option("--expert-budget", help="VRAM for experts alone, such as 4000MiB.")
+]
+Slots = Annotated[
+    str | None, typer.Option("--slots", help="Room for experts: a number, or a share such as 25%.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="The trace's model: a known shape or its config.json.")
+]
+WeightsFormat = Annotated[
+    str | None, typer.Option("--format", help="Format of the experts: bf16, fp8, int4, mxfp4.")
+]
+CostOf = Annotated[
+    str | None, typer.Option("--cost-of", help="Charge another model's costs; results say so.")
+]
+ProfileTrace = Annotated[
+    Path | None,
+    typer.Option("--profile-trace", help="Another trace, for policies profiled offline."),
+]
+Engine = Annotated[str, typer.Option("--engine", help="Simulator: simpy.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the policies' random streams.")]
+Requests = Annotated[
+    int | None, typer.Option("--requests", help="Replay only the first N requests.")
+]
+JsonOut = Annotated[
+    str | None, typer.Option("--json", help="Write the result as JSON; - is stdout.")
+]
+CsvOut = Annotated[
+    Path | None, typer.Option("--csv", help="Append the result as a row of this CSV.")
+]
+Timeline = Annotated[
+    Path | None,
+    typer.Option("--timeline", help="Write every job for ui.perfetto.dev; .gz is compressed."),
+]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the run: .png or .svg.")]
+Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark ground.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table.")]
+
+
+def simulate(
+    trace: Trace,
+    hardware: Hardware,
+    runtime: Runtime = None,
+    system: SystemName = None,
+    cache: Cache = None,
+    prefetch: Prefetch = None,
+    schedule: Schedule = None,
+    policy_module: PolicyModule = None,
+    vram: Vram = None,
+    expert_budget: ExpertBudget = None,
+    slots: Slots = None,
+    model: Model = None,
+    weights_format: WeightsFormat = None,
+    cost_of: CostOf = None,
+    profile_trace: ProfileTrace = None,
+    engine: Engine = "simpy",
+    seed: Seed = 0,
+    requests: Requests = None,
+    json_out: JsonOut = None,
+    csv_out: CsvOut = None,
+    timeline: Timeline = None,
+    plot: Plot = None,
+    dark: Dark = False,
+    quiet: Quiet = False,
+) -> None:
+    """Replay a routing trace on a modelled machine: how fast, what moves, how far from the best.
+
+    moesim simulate TRACE --hardware rtx4090 --cache lru --vram 12GiB
+
+    moesim simulate TRACE --hardware h100-sxm --system mixtral-offloading --slots 25% --plot out.png
+    """
+    from moesim.simulator.commands.policies import choose_policies
+    from moesim.simulator.errors import UnknownNameError
+    from moesim.simulator.memory import MemorySpec
+    from moesim.simulator.runs import ENGINES, RunSpec, prepare
+    from moesim.traces import load
+
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
+    chosen = choose_policies(system, runtime, cache, prefetch, schedule, policy_module or [])
+    recorded = load(trace)
+    if requests is not None:
+        recorded = recorded.head(requests=requests)
+    spec = RunSpec(
+        trace=recorded,
+        trace_name=trace.name,
+        hardware=hardware,
+        policies=chosen.policies,
+        runtime=chosen.runtime,
+        system=chosen.system,
+        memory=MemorySpec(vram, expert_budget, slots),
+        model=model,
+        weights_format=weights_format,
+        cost_of=cost_of,
+        profile_trace=load(profile_trace) if profile_trace else None,
+        engine=engine,
+        seed=seed,
+    )
+    _check_outputs(json_out, csv_out, timeline, plot)
+    prepared = prepare(spec)
+    from moesim.simulator.progress import progress
+
+    with progress("replaying", recorded.tokens, "tokens") as on_step:
+        result = prepared.replay(on_step=on_step, keep_spans=timeline is not None)
+    _write(result, spec, json_out, csv_out, timeline, plot, dark=dark)
+    if not quiet and json_out != "-":
+        from moesim.simulator.report import print_result
+
+        print_result(result)
+
+
+def _check_outputs(json_out: str | None, *paths: Path | None) -> None:
+    """Refuse an output that cannot be written before the run, not after it."""
+    from moesim.simulator.errors import InputError
+
+    targets = [
+        path for path in (*paths, Path(json_out) if json_out not in (None, "-") else None) if path
+    ]
+    for target in targets:
+        if not target.absolute().parent.is_dir():
+            raise InputError(f"{target}: there is no folder {target.parent}; make it first")
+        if target.is_dir():
+            raise InputError(f"{target}: is a folder; name a file")
+
+
+def _write(
+    result: "RunResult",
+    spec: "RunSpec",
+    json_out: str | None,
+    csv_out: Path | None,
+    timeline: Path | None,
+    plot: Path | None,
+    *,
+    dark: bool,
+) -> None:
+    from moesim.simulator import results
+
+    if timeline is not None:
+        from moesim.simulator.timeline import write_timeline
+
+        write_timeline(timeline, result.spans or [], experts=spec.trace.experts)
+    if plot is not None:
+        from moesim.simulator.plots import plot_run
+
+        plot_run(result, plot, dark=dark)
+    if json_out == "-":
+        typer.echo(results.to_json(result.row), nl=False)
+    elif json_out is not None:
+        results.write_text(Path(json_out), results.to_json(result.row))
+    if csv_out is not None:
+        results.append_csv(csv_out, result.row)

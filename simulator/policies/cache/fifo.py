@@ -1,0 +1,40 @@
+"""Evict the expert that came in first."""
+
+from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
+from moesim.simulator.policies.quotas import PerPool, Scope, split
+
+__all__ = ["FirstInFirstOut"]
+
+
+class FirstInFirstOut(CachePolicy):
+    """First in, first out: a hit changes nothing.
+
+    Args:
+        scope: ``global``, or ``per_layer`` for an equal share of each layer.
+    """
+
+    paper = "the baseline of every cache study; tinyserve cache_policy.py"
+
+    def __init__(self, run: RunInfo, *, scope: Scope = "global") -> None:
+        super().__init__(run)
+        self._scope = scope
+        self._arrivals: PerPool[dict[int, None]] = PerPool(run, scope, dict)  # first come first
+
+    def quotas_L(self) -> list[int] | None:
+        """Return equal shares if the scope is per layer."""
+        return split(self.run, self._scope)
+
+    def on_admit(self, expert: int, view: View) -> None:
+        """Put the expert at the end of the queue."""
+        self._arrivals.of(expert)[expert] = None
+
+    def on_evict(self, expert: int, view: View) -> None:
+        """Forget the expert."""
+        self._arrivals.of(expert).pop(expert, None)
+
+    def choose_victim(self, evictable: Evictable, view: View) -> int:
+        """Return the first to have come of those that may leave."""
+        for expert in self._arrivals.offered(evictable):
+            if expert in evictable:
+                return expert
+        raise LookupError

@@ -1,0 +1,102 @@
+"""What a guard starts from: a policy around another one, to which it leaves all that it does not override.
+
+A guard's constructor takes the policy inside as its second argument, named ``inner``; on the
+command line it stands before a slash: ``insert_cap:limit=2/lru``.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from moesim.simulator.policies.base import (
+    CachePolicy,
+    Demand,
+    Evictable,
+    PrefetchPolicy,
+    Question,
+    RunInfo,
+    View,
+    Wish,
+)
+from moesim.simulator.terms import Verdict
+
+
+class CacheGuard(CachePolicy):
+    """A cache policy that decides as the one inside does."""
+
+    def __init__(self, run: RunInfo, inner: CachePolicy) -> None:
+        super().__init__(run)
+        self.inner = inner
+
+    def quotas_L(self) -> Sequence[int] | None:
+        """Return what the policy inside wants."""
+        return self.inner.quotas_L()
+
+    def staging_bytes(self) -> int:
+        """Return what the policy inside wants."""
+        return self.inner.staging_bytes()
+
+    def initial(self) -> Sequence[int]:
+        """Return what the policy inside wants."""
+        return self.inner.initial()
+
+    def admit(self, expert: int, view: View) -> Verdict:
+        """Return what the policy inside says."""
+        return self.inner.admit(expert, view)
+
+    def on_touch(self, expert: int, view: View) -> None:
+        """Tell the policy inside."""
+        self.inner.on_touch(expert, view)
+
+    def on_admit(self, expert: int, view: View) -> None:
+        """Tell the policy inside."""
+        self.inner.on_admit(expert, view)
+
+    def on_evict(self, expert: int, view: View) -> None:
+        """Tell the policy inside."""
+        self.inner.on_evict(expert, view)
+
+    def on_event_end(self, view: View) -> None:
+        """Tell the policy inside."""
+        self.inner.on_event_end(view)
+
+    def choose_victim(self, evictable: Evictable, view: View) -> int:
+        """Return what the policy inside gives up."""
+        return self.inner.choose_victim(evictable, view)
+
+
+class PrefetchGuard(PrefetchPolicy):
+    """A prefetch policy that wishes what the one inside wishes, as far as ``let_through`` agrees."""
+
+    does = frozenset()
+
+    def __init__(self, run: RunInfo, inner: PrefetchPolicy) -> None:
+        super().__init__(run)
+        self.inner = inner
+
+    def let_through(
+        self, wishes: Iterable[Wish], demand: Demand | None, view: View
+    ) -> Iterable[Wish]:
+        """Return the wishes to pass on.
+
+        Args:
+            wishes: What the policy inside wishes.
+            demand: The layer routed last in this step; None if there is none yet.
+            view: The present.
+        """
+        return wishes
+
+    def wants(self, demand: Demand | None, view: View) -> Iterable[Wish]:
+        """Return those wishes of the policy inside that are let through."""
+        return self.let_through(self.inner.wants(demand, view), demand, view)
+
+    def asks(self, demand: Demand | None, view: View) -> Iterable[Question]:
+        """Return what the policy inside asks."""
+        return self.inner.asks(demand, view)
+
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the inner policy's
+        """Return the answer of the policy inside."""
+        return self.inner.compute(name, question)
+
+    def on_answer(self, name: str, answer: Any, view: View) -> Iterable[Wish]:  # noqa: ANN401  as above
+        """Return those wishes of the policy inside that are let through."""
+        return self.let_through(self.inner.on_answer(name, answer, view), None, view)

@@ -1,0 +1,388 @@
+"""One fully specified experiment: what determines it, and how it is replayed.
+
+``RunSpec`` is what a user says; ``prepare`` resolves the names, grants what the policies need and
+refuses by name what the trace cannot give; ``Prepared.replay`` carries it out on an engine.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
+from moesim.hardware_profiles import load as load_hardware
+from moesim.hardware_profiles import load_runtime
+from moesim.simulator import models, registry
+from moesim.simulator.bounds import Actions, Bounds, bounds
+from moesim.simulator.controller import Controller
+from moesim.simulator.costs import CostModel
+from moesim.simulator.demands import Workload
+from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.errors import CapabilityError, InputError
+from moesim.simulator.foresight import RecordedFuture, popularity, transitions
+from moesim.simulator.ledger import Counts, Timings, check
+from moesim.simulator.machine import Span
+from moesim.simulator.memory import MemoryPlan, MemorySpec, plan
+from moesim.simulator.messages import Command, Fact
+from moesim.simulator.models.cost_shape import CostShape
+from moesim.simulator.policies.base import RunInfo
+from moesim.simulator.registry import Axis, PolicySpec
+from moesim.simulator.results import (
+    SCHEMA_VERSION,
+    Row,
+    TokenTimes,
+    count_fields,
+    latency_fields,
+    ordered,
+    token_times,
+)
+from moesim.traces import RoutingTrace
+
+ENGINES = ("simpy",)
+"""The simulators that a run may name."""
+
+GRANTS = frozenset({"future", "profile", "transitions"})
+"""What a run can grant beside the signals of its trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What determines a run, as the user says it.
+
+    Attributes:
+        trace: What was routed; ``trace_name`` is what results call it.
+        hardware: Name or file of a hardware profile.
+        runtime: Name or file of a runtime profile.
+        policies: A spec for each axis (see ``registry``).
+        system: The bundle that they come from, or ``custom``.
+        memory: Room for experts.
+        model: Shape whose costs are charged: a name, a YAML or a ``config.json``; None finds the
+            trace's own.
+        weights_format: Format of the experts; None is the model's usual one.
+        cost_of: Replay the trace at the cost of another model's shape, which results say.
+        profile_trace: Another recording of the same model, for offline-profiled policies.
+        engine: Which simulator runs.
+        seed: Of the policies' random streams.
+        ask_ns: How long each kind of ask takes.
+    """
+
+    trace: RoutingTrace
+    trace_name: str
+    hardware: str
+    policies: Mapping[Axis, str]
+    runtime: str = "moesim-graph"
+    system: str = "custom"
+    memory: MemorySpec = field(default_factory=MemorySpec)
+    model: str | None = None
+    weights_format: str | None = None
+    cost_of: str | None = None
+    profile_trace: RoutingTrace | None = None
+    engine: str = "simpy"
+    seed: int = 0
+    ask_ns: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a run gave: the row, and what plots and timelines are made from."""
+
+    row: Row
+    counts: Counts
+    timings: Timings
+    tokens: TokenTimes
+    bounds: Bounds
+    memory: MemoryPlan
+    spans: list[Span] | None
+    log: list[tuple[list[Fact], int, list[Command]]] | None
+
+
+def prepare(spec: RunSpec) -> "Prepared":
+    """Resolve every name of a spec.
+
+    Raises:
+        MoesimError, ProfileError, TraceError: A name, a file or a budget is wrong, or the trace
+            lacks what a policy needs; one line that says which and what would do.
+    """
+    machine = load_hardware(spec.hardware)
+    runtime = load_runtime(spec.runtime)
+    shape, notes = resolve_shape(spec)
+    policies = {axis: registry.parse(axis, text) for axis, text in spec.policies.items()}
+    _check_needs(spec, policies)
+    costs = CostModel(machine, runtime, shape)
+    context = int(spec.trace.position_T.max()) + 1
+    memory = plan(spec.memory, costs, context)
+    return Prepared(spec, machine, runtime, costs, memory, policies, notes)
+
+
+def resolve_shape(spec: RunSpec) -> tuple[CostShape, list[str]]:
+    """Return whose costs are charged, and what a reader of the result must know of it.
+
+    Raises:
+        InputError: The trace's model is unknown and the trace carries no byte counts.
+    """
+    trace = spec.trace
+    header = trace.header
+    named = spec.cost_of or spec.model
+    if named is not None:
+        shape = _load_model(named)
+        costs = shape.cost_shape(spec.weights_format)
+        if (len(costs.layers), costs.experts) == (trace.layers, trace.experts):
+            lowered = trace.top_k < shape.top_k
+            note = (
+                [f"top-{trace.top_k} where {shape.name} has top-{shape.top_k}"] if lowered else []
+            )
+            if spec.cost_of is not None:
+                note.append(f"routing of {header.model} at the cost of {shape.name}")
+            return costs, note
+        if spec.cost_of is None:
+            raise InputError(
+                f"{spec.trace_name}: {trace.layers} MoE layers x {trace.experts} experts are not "
+                f"{shape.name}'s {len(costs.layers)} x {costs.experts}; use --cost-of {named} to "
+                "charge its costs all the same"
+            )
+        costs = costs.for_trace(trace.layers, trace.experts, trace.top_k)
+        return costs, [
+            f"routing of {header.model} ({trace.layers} x {trace.experts} top-{trace.top_k}) at the "
+            f"cost of {shape.name}'s experts and layers, one of its layers for each of the trace's"
+        ]
+    found = models.match(header.model, trace.layers, trace.experts, trace.top_k)
+    if found is not None:
+        costs = models.load(found.name).cost_shape(spec.weights_format)
+        if spec.weights_format is None and header.expert_bytes and header.dense_bytes:
+            costs = costs.with_bytes(header.expert_bytes, header.dense_bytes)
+        return costs, [found.note] if found.note else []
+    if header.expert_bytes is not None and header.dense_bytes is not None:
+        if spec.weights_format is not None:
+            raise InputError(
+                f"--format {spec.weights_format}: {spec.trace_name} gives bytes, not a shape; "
+                "name the model with --model"
+            )
+        costs = CostShape.from_bytes(
+            header.expert_bytes,
+            header.dense_bytes,
+            experts=trace.experts,
+            top_k=trace.top_k,
+            name=header.model,
+        )
+        return costs, ["costs guessed from the trace's byte counts: no head, no KV cache"]
+    raise InputError(
+        f"{spec.trace_name}: no shape is known for model '{header.model}' with {trace.layers} MoE "
+        f"layers x {trace.experts} experts; give --model NAME or its config.json, or --cost-of NAME "
+        f"(there are: {', '.join(models.names())})"
+    )
+
+
+def _load_model(name: str) -> models.ModelShape:
+    path = Path(name)
+    return models.from_hf_config(path) if path.suffix == ".json" else models.load(name)
+
+
+def _check_needs(spec: RunSpec, policies: Mapping[Axis, PolicySpec]) -> None:
+    trace = spec.trace
+    for axis, policy in policies.items():
+        for need in sorted(policy.needs):
+            if need in ("profile", "transitions"):
+                if spec.profile_trace is None:
+                    raise CapabilityError(
+                        f"{axis} policy {policy.text} is profiled on another trace of the model; give "
+                        "it with --profile-trace TRACE"
+                    )
+                theirs = (spec.profile_trace.layers, spec.profile_trace.experts)
+                if theirs != (trace.layers, trace.experts):
+                    raise CapabilityError(
+                        f"the profile trace has {theirs[0]} layers x {theirs[1]} experts, "
+                        f"{spec.trace_name} has {trace.layers} x {trace.experts}"
+                    )
+            elif need not in GRANTS and need not in trace.header.signals:
+                there = ", ".join(trace.header.signals) or "none"
+                raise CapabilityError(
+                    f"{axis} policy {policy.text} reads the signal '{need}', which {spec.trace_name} "
+                    f"does not have (its signals: {there}); record it with moesim record"
+                )
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A run whose names are resolved; ``replay`` may be called any number of times."""
+
+    spec: RunSpec
+    machine: HardwareProfile
+    runtime: RuntimeProfile
+    costs: CostModel
+    memory: MemoryPlan
+    policies: Mapping[Axis, PolicySpec]
+    notes: list[str]
+
+    @property
+    def sizes_L(self) -> tuple[int, ...]:
+        """Bytes of one expert of each layer."""
+        return tuple(layer.expert_bytes for layer in self.costs.shape.layers)
+
+    @property
+    def run_id(self) -> str:
+        """Hash of everything that determines the run."""
+        spec = self.spec
+        identity = {
+            "schema": SCHEMA_VERSION,
+            "trace": spec.trace.content_hash(),
+            "profile_trace": spec.profile_trace.content_hash() if spec.profile_trace else None,
+            "hardware": self.machine.model_dump(mode="json"),
+            "runtime": self.runtime.model_dump(mode="json"),
+            "shape": repr(self.costs.shape),
+            "policies": {axis: policy.text for axis, policy in sorted(self.policies.items())},
+            "system": spec.system,
+            "expert_budget_bytes": self.memory.expert_bytes,
+            "engine": spec.engine,
+            "seed": spec.seed,
+            "ask_ns": dict(sorted(spec.ask_ns.items())),
+        }
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def workload(self) -> Workload:
+        """Return what is served, with the signals that the policies read."""
+        needs = frozenset().union(*(policy.needs for policy in self.policies.values()))
+        return Workload(
+            self.spec.trace,
+            signals=sorted(needs - GRANTS - {"gates"}),
+            gates="gates" in needs,
+        )
+
+    def controller(self, *, keep_log: bool = False) -> Controller:
+        """Return a fresh controller with fresh policies."""
+        spec = self.spec
+        needs = frozenset().union(*(policy.needs for policy in self.policies.values()))
+        future = RecordedFuture(self.workload().events()) if "future" in needs else None
+        profile = spec.profile_trace
+        streams = np.random.SeedSequence(spec.seed).spawn(len(registry.AXES))
+        built: dict[Axis, Any] = {}
+        runs: dict[Axis, RunInfo] = {}
+        for axis, stream in zip(registry.AXES, streams, strict=True):
+            policy = self.policies[axis]
+            runs[axis] = RunInfo(
+                layers=spec.trace.layers,
+                experts=spec.trace.experts,
+                top_k=spec.trace.top_k,
+                expert_bytes_L=self.sizes_L,
+                budget_bytes=self.memory.expert_bytes,
+                costs=self.costs,
+                rng=np.random.default_rng(stream),
+                popularity_LE=popularity(profile)
+                if profile is not None and "profile" in policy.needs
+                else None,
+                follows_LEE=transitions(profile)
+                if profile is not None and "transitions" in policy.needs
+                else None,
+                future=future if "future" in policy.needs else None,
+            )
+            built[axis] = policy.build(runs[axis])
+        return Controller(
+            runs["cache"],
+            built["cache"],
+            built["prefetch"],
+            built["schedule"],
+            window_bytes=self.costs.window_bytes,
+            keep_log=keep_log,
+        )
+
+    def replay(
+        self,
+        *,
+        on_step: Callable[[int], None] | None = None,
+        keep_spans: bool = False,
+        keep_log: bool = False,
+    ) -> RunResult:
+        """Carry the run out in virtual time and balance its books.
+
+        Args:
+            on_step: Called after every step with the number of tokens processed.
+            keep_spans: Whether to keep every job for a timeline.
+            keep_log: Whether to keep every fact and command.
+        """
+        controller = self.controller(keep_log=keep_log)
+        experts, sizes_L = self.spec.trace.experts, self.sizes_L
+        engine = SimpyEngine(
+            controller,
+            self.workload(),
+            self.costs,
+            expert_bytes=lambda expert, _part: sizes_L[expert // experts],
+            budget_bytes=self.memory.expert_bytes,
+            system=self.spec.system,
+            compute=controller.compute,
+            ask_ns=self.spec.ask_ns,
+            on_step=on_step,
+            keep_spans=keep_spans,
+        )
+        timings = engine.run()
+        controller.close()
+        check(controller.counts, timings)
+        return self._result(controller, timings, engine.spans)
+
+    def actions(self) -> Actions:
+        """Return the means that this run's policies have, which its bounds allow."""
+        does = frozenset().union(*(policy.does for policy in self.policies.values()))
+        return Actions(prefetch="prefetch" in does, cpu_experts="cpu_experts" in does)
+
+    def _result(
+        self, controller: Controller, timings: Timings, spans: list[Span] | None
+    ) -> RunResult:
+        spec, memory, shape, counts = self.spec, self.memory, self.costs.shape, controller.counts
+        tokens = token_times(timings.requests)
+        latencies, notes = latency_fields(tokens)
+        limit = bounds(self.workload(), self.costs, memory.expert_bytes, self.actions())
+        busy = {
+            "copy": timings.link_busy_ns,
+            "dense": timings.dense_busy_ns,
+            "experts": timings.experts_busy_ns,
+            "head": timings.head_busy_ns,
+            "host": timings.host_busy_ns,
+            "cpu": timings.cpu_busy_ns,
+        }
+        bound_ms = None if limit.tpot_ns is None else round(limit.tpot_ns / 1e6, 6)
+        mean_ms = latencies["mean_tpot_ms"]
+        derived = [
+            s for s, signal in spec.trace.header.signals.items() if signal.evidence == "derived"
+        ]
+        largest = max(self.sizes_L)
+        row: Row = {
+            **count_fields(counts, timings),
+            **latencies,
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "trace": spec.trace_name,
+            "trace_hash": spec.trace.content_hash(),
+            "trace_evidence": spec.trace.header.evidence,
+            "model": shape.name,
+            "hardware": self.machine.name,
+            "runtime": self.runtime.name,
+            "system": spec.system,
+            **{axis: policy.text for axis, policy in self.policies.items()},
+            "engine": spec.engine,
+            "seed": spec.seed,
+            "slots": memory.expert_bytes // largest,
+            "expert_bytes": largest,
+            "expert_budget_bytes": memory.expert_bytes,
+            "staging_bytes": controller.residency.staging.capacity_bytes,
+            "requests": len(timings.requests),
+            "tokens": spec.trace.tokens,
+            "open_loop": False,
+            "derived": "; ".join(sorted(derived)),
+            "peak_vram_bytes": memory.used_bytes,
+            "vram_dense_bytes": memory.dense_bytes,
+            "vram_kv_bytes": memory.kv_bytes,
+            "vram_workspace_bytes": memory.workspace_bytes,
+            "bound_tpot_ms": bound_ms,
+            "bound_bytes": limit.bytes_min,
+            "bound_actions": str(limit.actions),
+            "over_bound": round(mean_ms / bound_ms, 6) if mean_ms and bound_ms else None,
+            "evidence": self.costs.evidence_for(busy),
+            "band": round(self.costs.band_for(busy), 6),
+            "notes": "; ".join([*self.notes, *notes, *limit.notes]),
+        }
+        return RunResult(
+            ordered(row), counts, timings, tokens, limit, memory, spans, controller.log
+        )

@@ -1,0 +1,268 @@
+"""Stands between a driver and a controller and checks invariants 1 to 6 on every call.
+
+The witness keeps books of its own: which expert's bytes lie at which place, which copy brought
+them, which runs may still read them. It believes the controller's residency only as to who has
+room, since weights that leave are never announced. Each finding is an AssertionError that begins
+with the number of the law in INVARIANTS.md.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from moesim.simulator.controller import Controller
+from moesim.simulator.messages import (
+    Answered,
+    Ask,
+    Command,
+    Copy,
+    CopyEnded,
+    CpuRunEnded,
+    Fact,
+    FormStep,
+    LayerDone,
+    LayerRouted,
+    Reroute,
+    Run,
+    RunBegan,
+    StepBegan,
+    StepEnded,
+    Wait,
+    WakeAt,
+)
+from moesim.simulator.terms import Cause, Place, Tier
+
+Numbered = (Copy, Run, Ask, WakeAt)
+
+
+class Witness:
+    """Looks like the controller to a driver; every call goes through and is checked.
+
+    Attributes:
+        controller: Who answers.
+        commands: All commands so far.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self.commands: list[Command] = []
+        self._residency = controller.residency
+        self._now_ns = 0
+        self._kinds: list[type] = [type(None)]  # of the commands by number; there is no number 0
+        self._on_the_way: dict[int, Copy] = {}
+        self._cpu_runs: set[int] = set()
+        self._asked: set[int] = set()
+        self._content: dict[Place, int] = {}  # whose bytes were last sent to a place
+        self._place: dict[int, Place] = {}  # where an expert's bytes were last sent
+        self._brought: dict[int, int] = {}  # expert -> the copy that did it
+        self._in_step = False
+        self._layer = -1  # the layer that is routed and not done
+        self._to_run: dict[int, int] = {}  # demanded, not handed over -> tokens
+        self._was_here: set[int] = set()  # in the cache when the event began
+        self._copied: set[int] = set()  # demand copies of the event
+        self._reads: dict[int, int] = {}  # expert -> its GPU run of the event
+        self._held: set[int] = set()  # whose room must last until the event's runs have ended
+
+    def initial(self) -> tuple[int, ...]:
+        """Return the experts to place before time zero."""
+        return self.controller.initial()
+
+    @property
+    def listens(self) -> bool:
+        """Whether the end of a copy could be answered."""
+        return self.controller.listens
+
+    def handle(self, facts: list[Fact], now_ns: int) -> list[Command]:
+        """Pass facts on, and check what comes back.
+
+        Raises:
+            AssertionError: A law is broken; the message names it.
+        """
+        assert now_ns >= self._now_ns, f"law 5: the driver's clock went back to {now_ns} ns"
+        self._now_ns = now_ns
+        for fact in facts:
+            self._learn(fact)
+        commands = self.controller.handle(facts, now_ns)
+        for fact in facts:
+            if isinstance(fact, RunBegan):
+                self._learn_residents(fact)
+        for command in commands:
+            self._check(command)
+        self._check_rooms()
+        self._check_not_idle(facts, commands)
+        self.commands += commands
+        return commands
+
+    def close(self) -> None:
+        """End the run, and check that nothing was left open."""
+        assert self._layer < 0, f"law 6: the run ended and layer {self._layer} was not done"
+        self.controller.close()
+
+    # Facts
+
+    def _learn(self, fact: Fact) -> None:
+        if isinstance(fact, CopyEnded):
+            del self._on_the_way[fact.n]
+        elif isinstance(fact, CpuRunEnded):
+            self._cpu_runs.discard(fact.n)
+        elif isinstance(fact, Answered):
+            self._asked.discard(fact.n)
+        elif isinstance(fact, StepBegan):
+            self._in_step = True
+        elif isinstance(fact, LayerRouted):
+            self._begin_event(fact)
+        elif isinstance(fact, StepEnded):
+            assert self._layer < 0, f"a step ended and layer {self._layer} was not done"
+            self._in_step = False
+            self._end_event()
+
+    def _learn_residents(self, fact: RunBegan) -> None:
+        for expert in fact.residents:
+            pool = self._residency.pool_of(expert)
+            assert pool is not None, f"law 1: initial expert {expert} has no room"
+            self._lay(expert, pool.rooms[expert], 0)
+
+    def _begin_event(self, fact: LayerRouted) -> None:
+        assert self._layer < 0, f"layer {fact.layer} was routed and {self._layer} was not done"
+        self._end_event()
+        self._layer = fact.layer
+        self._to_run = dict(Counter(fact.experts))
+        self._was_here = {expert for expert in self._to_run if self._is_here(expert)}
+
+    def _is_here(self, expert: int) -> bool:
+        """Return whether the expert has room that it cannot lose by what was just reported.
+
+        One that was prefetched into staging for a layer that did not want it leaves when its copy
+        ends.
+        """
+        pool, loading = self._residency.pool_of(expert), self._residency.loading
+        if pool is not self._residency.staging:
+            return pool is not None
+        return expert not in loading or loading[expert] in self._on_the_way
+
+    def _end_event(self) -> None:
+        """Forget who reads what: every GPU run handed over so far has ended."""
+        self._to_run, self._was_here, self._copied = {}, set(), set()
+        self._reads, self._held = {}, set()
+
+    # Commands
+
+    def _check(self, command: Command) -> None:
+        if isinstance(command, Numbered):
+            assert command.n == len(self._kinds), f"{command} should be number {len(self._kinds)}"
+        if isinstance(command, Copy):
+            self._check_copy(command)
+        elif isinstance(command, Run):
+            self._check_run(command)
+        elif isinstance(command, LayerDone):
+            self._check_done(command)
+        elif isinstance(command, FormStep | Wait):
+            assert not self._in_step, f"{command} inside a step"
+        elif isinstance(command, Ask):
+            self._asked.add(command.n)
+        elif isinstance(command, Reroute):
+            raise AssertionError("law 2: choices were rerouted by policies that do not say so")
+        if isinstance(command, Numbered):
+            self._kinds.append(type(command))
+
+    def _check_after(self, command: Copy | Run, kind: type) -> None:
+        for n in command.after:
+            assert 0 < n < len(self._kinds), f"{command} waits for {n}, not handed over before"
+            assert self._kinds[n] is kind, f"{command} waits for {n}, which is no {kind.__name__}"
+
+    def _check_copy(self, copy: Copy) -> None:
+        self._check_after(copy, Run)
+        expert, place = copy.expert, copy.dst
+        if copy.cause is Cause.DEMAND:
+            assert expert in self._to_run, f"law 2: {copy} brings what layer {self._layer} needs not"
+            assert expert not in self._copied, f"law 2: expert {expert} was copied twice in an event"
+            assert expert not in self._was_here, (
+                f"law 3: expert {expert} was here when layer {self._layer} needed it, and left"
+            )
+            self._copied.add(expert)
+        owner = self._content.get(place)
+        if owner is not None and owner != expert:
+            assert owner not in self._to_run or owner not in self._was_here | self._copied, (
+                f"law 3: expert {owner} is needed and lost its place to {expert} before it ran"
+            )
+            reader = self._reads.get(owner)
+            assert reader is None or reader in copy.after, (
+                f"law 4: copy {copy.n} overwrites expert {owner}, which run {reader} may still read"
+            )
+        if place.offset_bytes is None:  # room without places: whose was taken shows in `after` only
+            self._held -= {e for e, reader in self._reads.items() if reader in copy.after}
+        self._lay(expert, place, copy.n)
+        self._on_the_way[copy.n] = copy
+
+    def _lay(self, expert: int, place: Place, n: int) -> None:
+        former = self._content.get(place)
+        if former is not None:
+            self._place.pop(former, None)
+            self._held.discard(former)
+        old_place = self._place.get(expert)
+        if old_place is not None:
+            del self._content[old_place]
+        self._content[place] = expert
+        self._place[expert] = place
+        self._brought[expert] = n
+
+    def _check_run(self, run: Run) -> None:
+        self._check_after(run, Copy)
+        on_gpu = run.device.kind == "gpu"
+        for expert, tokens in zip(run.experts, run.tokens, strict=True):
+            wanted = self._to_run.pop(expert, 0)
+            assert wanted, f"law 2: {run} runs expert {expert}, which has run or is not needed"
+            assert tokens == wanted, f"law 2: {run}: expert {expert} serves {wanted} tokens"
+            if not on_gpu:
+                continue
+            assert expert in self._place, f"law 4: {run} runs expert {expert} without its weights"
+            brought = self._brought[expert]
+            assert brought not in self._on_the_way or brought in run.after, (
+                f"law 4: {run} does not wait for copy {brought}, which brings expert {expert}"
+            )
+            self._reads[expert] = run.n
+            self._held.add(expert)
+        if not on_gpu:
+            self._cpu_runs.add(run.n)
+
+    def _check_done(self, done: LayerDone) -> None:
+        assert done.layer == self._layer, f"{done}, but layer {self._layer} waits"
+        assert not self._to_run, f"law 2: layer {self._layer} is done without {[*self._to_run]}"
+        assert not self._cpu_runs, f"layer {self._layer} is done before CPU runs {self._cpu_runs}"
+        self._layer = -1
+
+    # After every call
+
+    def _check_rooms(self) -> None:
+        """Check law 1 against the residency, and that what runs keeps its room (law 3)."""
+        residency = self._residency
+        try:
+            residency.check()
+        except AssertionError as error:
+            raise AssertionError(f"law 1: {error}") from None
+        spans = []
+        for pool in (*residency.caches, residency.staging):
+            for expert, place in pool.rooms.items():
+                laid = self._place.get(expert)
+                assert laid == place, f"law 1: expert {expert} has room at {place}, sent to {laid}"
+                assert place.tier is Tier.VRAM, f"law 1: {place} is not in VRAM"
+                if place.offset_bytes is not None:
+                    end_bytes = place.offset_bytes + residency.size(expert)
+                    spans.append((place.offset_bytes, end_bytes, expert))
+        spans.sort()
+        for (_, end_bytes, one), (begin_bytes, _, other) in zip(spans, spans[1:], strict=False):
+            assert end_bytes <= begin_bytes, f"law 1: experts {one} and {other} share bytes"
+        for expert in self._held:
+            assert residency.has_room(expert), (
+                f"law 3: expert {expert} left before run {self._reads[expert]} had ended"
+            )
+
+    def _check_not_idle(self, facts: Sequence[Fact], commands: Sequence[Command]) -> None:
+        if self._layer >= 0:
+            heard = bool(self._on_the_way) and self.listens
+            assert self._cpu_runs or self._asked or heard, (
+                f"law 6: layer {self._layer} waits for nothing that could end"
+            )
+        if any(isinstance(fact, StepEnded) for fact in facts):
+            assert any(isinstance(c, FormStep | Wait) for c in commands), (
+                "law 6: a step ended, and neither another nor a wait was called for"
+            )
