@@ -1,4 +1,4 @@
-"""What happens, in virtual time: policies decide, a controller keeps the books, an engine the clock.
+"""What happens, in virtual time: policies decide, a controller keeps books, an engine the clock.
 
 A reader begins with ``terms`` (the nouns), ``messages`` (facts in, commands out) and
 ``policies/base`` (what a policy is asked); ``controller`` is the heart and ``runs`` puts it all

@@ -33,7 +33,7 @@ def build_app() -> typer.Typer:
 
     @app.callback()
     def describe(
-        version: Annotated[  # noqa: ARG001  handled by its callback
+        version: Annotated[
             bool,
             typer.Option(
                 "--version", callback=_show_version, is_eager=True, help="Show the version."

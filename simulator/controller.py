@@ -150,7 +150,7 @@ class Controller:
         return bool(self._queue)
 
     def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the policy's own
-        """Answer an ask by the pure function of the policy that made it; a driver may do so elsewhere."""
+        """Answer an ask by the pure function of its policy; a driver may do so elsewhere."""
         return self._prefetch.compute(name, question)
 
     def handle(self, facts: list[Fact], now_ns: int) -> list[Command]:
@@ -338,7 +338,7 @@ class Controller:
     def _hand_over_runs(
         self, groups: Sequence[Group], demand: Demand, runs: dict[int, int]
     ) -> None:
-        """Hand over what can run of each group and has not: CPU groups at once, GPU ones with room."""
+        """Hand over what can run and has not: CPU groups at once, GPU ones with room."""
         leased, loading, tokens = self.residency.leased, self.residency.loading, demand.tokens
         for device, experts in groups:
             on_gpu = device is GPU or device.kind == "gpu"
@@ -370,7 +370,7 @@ class Controller:
     def _next_wave(
         self, waiting: list[tuple[int, Pool]], runs: dict[int, int]
     ) -> list[tuple[int, Pool]]:
-        """Give waiting experts the room of members whose run was handed over, oldest first (rule 7)."""
+        """Give waiting experts the room of members that were handed over, oldest first (rule 7)."""
         leased = self.residency.leased
         members = [e for e in runs if e in leased]
         begun = False
@@ -391,7 +391,7 @@ class Controller:
             if not self._copy_into(pool, expert, DEMAND, after):
                 if not begun:
                     raise PolicyError(
-                        f"expert {expert} was given a pool of {pool.capacity_bytes} bytes and needs {size}"
+                        f"expert {expert} of {size} bytes was given a pool of {pool.capacity_bytes}"
                     )
                 break
             begun = True
@@ -492,7 +492,7 @@ class Controller:
             self._queue.put(expert, priority)
 
     def _hand_over_prefetches(self) -> None:
-        """Hand over prefetches while the window has room; room and victim are chosen now (rule 4)."""
+        """Hand over prefetches while the window has room, choosing victims now (rule 4)."""
         view, queue = self._view, self._queue
         while queue and (view.queued_bytes < self._window_bytes or not self._copies):
             expert = queue.first()

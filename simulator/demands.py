@@ -6,6 +6,7 @@ longest request.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ class Step:
         ]
 
     def layer_signals(self, layer: int) -> Mapping[str, Any]:
-        """Return the signals known once this layer is routed, each a list over the step's tokens."""
+        """Return the signals known once this layer is routed, each a list over the tokens."""
         return {
             name: [
                 row[layer]
@@ -160,7 +161,7 @@ class Workload:
         return True
 
     def events(self) -> Iterator[list[int]]:
-        """Yield the choices of every layer event, requests one after another: what will be demanded."""
+        """Yield the choices of every layer event, requests one after another."""
         for request in range(self.requests):
             open_ = self._load(request)
             for rows in open_.steps:
@@ -202,7 +203,7 @@ def _steps(trace: RoutingTrace, rows: slice) -> Iterator[StepRows]:
     is_prefill_T = np.asarray(trace.is_prefill_T[rows])
     bounds = [0, *(np.flatnonzero(np.diff(step_T)) + 1).tolist(), len(step_T)]
     last_prefill = int(is_prefill_T.sum())
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         is_prefill = bool(is_prefill_T[begin])
         yield StepRows(
             begin,

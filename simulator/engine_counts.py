@@ -25,7 +25,6 @@ from moesim.simulator.messages import (
     StepBegan,
     StepEnded,
 )
-from moesim.simulator.policies.base import PrefetchPolicy
 
 __all__ = ["count"]
 
@@ -35,7 +34,6 @@ def count(
     workload: Workload,
     *,
     budget_bytes: int,
-    prefetch: PrefetchPolicy | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> None:
     """Serve the whole workload, requests one after another; the counts are the controller's.
@@ -44,54 +42,63 @@ def count(
         controller: What decides.
         workload: What is served.
         budget_bytes: Room for experts, as the controller was built with.
-        prefetch: Who answers asks, if any are made.
         on_step: Called after every step with the number of tokens processed.
     """
-    ended: list[Fact] = []
-    form: FormStep | None = None
-
-    def tell(facts: list[Fact]) -> None:
-        nonlocal ended, form
-        commands: list[Command] = controller.handle([*ended, *facts], 0)
-        ended = []
-        while commands:
-            for command in commands:
-                if isinstance(command, Copy):
-                    ended.append(CopyEnded(command.n))
-                elif isinstance(command, Run) and command.device.kind == "cpu":
-                    ended.append(CpuRunEnded(command.n))
-                elif isinstance(command, Ask) and prefetch is not None:
-                    answer = prefetch.compute(command.name, command.question)
-                    ended.append(Answered(command.n, command.name, answer))
-                elif isinstance(command, FormStep):
-                    form = command
-            commands = []
-            if controller.listens or any(not isinstance(fact, CopyEnded) for fact in ended):
-                commands, ended = controller.handle(ended, 0), []
-
-    def arrival(request: int) -> list[Fact]:
-        if request >= workload.requests:
-            return []
-        return [RequestArrived(request, workload.prompt_tokens(request), workload.task(request))]
-
-    tell([RunBegan(controller.initial(), budget_bytes), *arrival(0)])
-    while form is not None:
-        step, form = workload.begin(form), None
-        tell([StepBegan(step.number, step.requests, step.phases, step.signals)])
+    driver = _Instant(controller)
+    driver.tell([RunBegan(controller.initial(), budget_bytes), *_arrival(workload, 0)])
+    while driver.form is not None:
+        step = workload.begin(driver.form)
+        driver.form = None
+        driver.tell([StepBegan(step.number, step.requests, step.phases, step.signals)])
         for layer in range(workload.layers):
-            routed = LayerRouted(
-                step.number,
-                layer,
-                step.choices(layer),
-                step.gates(layer),
-                step.layer_signals(layer),
+            choices, gates = step.choices(layer), step.gates(layer)
+            driver.tell(
+                [LayerRouted(step.number, layer, choices, gates, step.layer_signals(layer))]
             )
-            tell([routed])
         facts: list[Fact] = [StepEnded(step.number, step.tokens_out)]
         for request in step.requests:
             if workload.is_finished(request):
-                facts += [RequestEnded(request), *arrival(request + 1)]
+                facts += [RequestEnded(request), *_arrival(workload, request + 1)]
         if on_step is not None:
             on_step(step.tokens)
-        tell(facts)
+        driver.tell(facts)
     controller.close()
+
+
+class _Instant:
+    """Obeys in no time; what has ended is reported with the next facts, or at once if awaited."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.form: FormStep | None = None
+        self._controller = controller
+        self._ended: list[Fact] = []
+
+    def tell(self, facts: list[Fact]) -> None:
+        """Report what has ended and what is new, and obey until nothing follows."""
+        commands = self._controller.handle([*self._ended, *facts], 0)
+        while True:
+            self._ended = []
+            for command in commands:
+                self._obey(command)
+            is_awaited = any(type(fact) is not CopyEnded for fact in self._ended)
+            if not self._ended or not (is_awaited or self._controller.listens):
+                return
+            commands = self._controller.handle(self._ended, 0)
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Copy):
+            self._ended.append(CopyEnded(command.n))
+        elif isinstance(command, Run):
+            if command.device.kind == "cpu":
+                self._ended.append(CpuRunEnded(command.n))
+        elif isinstance(command, Ask):
+            answer = self._controller.compute(command.name, command.question)
+            self._ended.append(Answered(command.n, command.name, answer))
+        elif isinstance(command, FormStep):
+            self.form = command
+
+
+def _arrival(workload: Workload, request: int) -> list[Fact]:
+    if request >= workload.requests:
+        return []
+    return [RequestArrived(request, workload.prompt_tokens(request), workload.task(request))]

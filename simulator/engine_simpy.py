@@ -244,7 +244,7 @@ class SimpyEngine:
         return [RequestArrived(request, prompt_tokens, self._workload.task(request))]
 
     def _await_kernel(self) -> Process:
-        """Wait for the kernel launched last, polling if the controller listens; then read its result."""
+        """Wait for the kernel launched last, polling if the controller listens, and read it."""
         job, costs = self._launched, self._costs
         assert job is not None
         reading_ns = costs.sync_ns + costs.poll_ns

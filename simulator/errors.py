@@ -5,11 +5,11 @@
     MoesimError
     ├── InputError (ValueError)        the user's file, argument or budget is wrong
     │   ├── UnknownNameError           no such policy, system, option; lists the right ones
-    │   ├── CapabilityError            the run cannot give what a policy needs, or the driver what a run needs
+    │   ├── CapabilityError            run or driver cannot give what a policy needs
     │   └── BudgetError                the memory cannot hold what must be there
-    ├── OutOfMemoryError (RuntimeError) the run itself outgrew the machine
-    ├── ProtocolError (RuntimeError)   a driver reported what cannot have happened: our bug or the backend's
-    ├── PolicyError (RuntimeError)     a policy answered with what it was not offered: its author's bug
+    ├── OutOfMemoryError (RuntimeError) the run outgrew the machine
+    ├── ProtocolError (RuntimeError)   a driver reported what cannot have happened: a driver's bug
+    ├── PolicyError (RuntimeError)     a policy answered with what it was not offered: its bug
     └── BooksError (RuntimeError)      the ledger does not balance at the end of a run
 
 ``TraceError`` and ``ProfileError`` live beside the files they speak of, two layers down.

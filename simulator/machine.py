@@ -124,7 +124,7 @@ class Server:
             busy.popleft()
         return bool(busy) and busy[0][0] <= at_ns
 
-    def _settle(self, unsettled: list["Server"]) -> None:
+    def _settle(self, unsettled: list["Server"]) -> None:  # noqa: C901  one loop, read top to bottom
         """Compute the times of the jobs in turn as far as they are certain."""
         queue = self._queue
         while queue and not self._looks_again:

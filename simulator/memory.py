@@ -81,9 +81,9 @@ def plan(spec: MemorySpec, costs: CostModel, context_tokens: int) -> MemoryPlan:
         experts = min(total - fixed, shape.expert_bytes_total)
         if experts <= 0:
             raise BudgetError(
-                f"{format_bytes(total)} of VRAM hold no experts: dense weights {format_bytes(dense)}, "
-                f"KV cache {format_bytes(kv)} at {context_tokens} tokens, workspace "
-                f"{format_bytes(workspace)}; give more VRAM or a smaller format"
+                f"{format_bytes(total)} of VRAM hold no experts: dense weights "
+                f"{format_bytes(dense)}, KV cache {format_bytes(kv)} at {context_tokens} tokens, "
+                f"workspace {format_bytes(workspace)}; give more VRAM or a smaller format"
             )
     result = MemoryPlan(usable, dense, kv, workspace, experts)
     _check_fits(result, machine)
@@ -94,29 +94,27 @@ def _check_fits(result: MemoryPlan, machine: HardwareProfile) -> None:
     if result.used_bytes > result.total_bytes:
         raise OutOfMemoryError(
             f"{machine.name} has {format_bytes(result.total_bytes)} of usable VRAM; dense weights "
-            f"{format_bytes(result.dense_bytes)} + KV cache {format_bytes(result.kv_bytes)} + workspace "
-            f"{format_bytes(result.workspace_bytes)} + experts {format_bytes(result.expert_bytes)} = "
-            f"{format_bytes(result.used_bytes)}; give fewer slots or a smaller format"
+            f"{format_bytes(result.dense_bytes)} + KV cache {format_bytes(result.kv_bytes)} + "
+            f"workspace {format_bytes(result.workspace_bytes)} + experts "
+            f"{format_bytes(result.expert_bytes)} = {format_bytes(result.used_bytes)}; give fewer "
+            "slots or a smaller format"
         )
 
 
 def _slots(text: str, shape: CostShape) -> int:
+    """Return the bytes of a number of slots, or of a share of all experts."""
     total = shape.expert_bytes_total
     largest = max(layer.expert_bytes for layer in shape.layers)
     try:
-        if text.endswith("%"):
-            share = float(text[:-1])
-            if not 0 < share <= 100:  # noqa: PLR2004  per cent
-                raise ValueError
-            slots = round(len(shape.layers) * shape.experts * share / 100)
-            return min(total, slots * largest)
-        slots = int(text)
-        if slots < 1:
-            raise ValueError
+        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else None
+        slots = int(text) if share is None else round(len(shape.layers) * shape.experts * share)
     except ValueError:
+        slots = 0
+        share = None
+    if slots < 1 or (share is not None and share > 1):
         raise InputError(
-            f"--slots {text}: expected a number of experts such as 400, or a share of all such as 25%"
-        ) from None
+            f"--slots {text}: expected a number of experts such as 400, or a share such as 25%"
+        )
     return min(total, slots * largest)
 
 

@@ -42,9 +42,8 @@ class Uses:
     size_N: NDArray[Any]
     counts_N: NDArray[np.bool_]
 
-    def window(self, begin: int, end: int) -> "Uses":
-        """Return uses [begin, end) as views."""
-        part = slice(begin, end)
+    def window(self, part: slice) -> "Uses":
+        """Return some of the uses as views."""
         return Uses(self.expert_N[part], self.event_N[part], self.size_N[part], self.counts_N[part])
 
 
@@ -68,7 +67,9 @@ def _saved_bytes(uses: Uses, room_bytes: int, *, warm: bool) -> int:
     ends = np.where(counts_N1[next_N], next_N, total).tolist()  # of the stay from each use on
     sizes = uses.size_N.tolist()
     staying = [0] * total  # bytes that stay until a use
-    latest_first: list[int] = []  # minus the end of each stay; those that are over sink to the bottom
+    latest_first: list[
+        int
+    ] = []  # minus the end of each stay; those that are over sink to the bottom
     used_bytes = saved_bytes = 0
 
     def begin_stays(ends: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Finds a policy by its file's name, or a stranger's by ``module:Class``, and builds it with options.
+"""Finds a policy by its file's name, or a stranger's by ``module:Class``, and builds it.
 
 A *spec* is one policy and its options, as on the command line::
 
@@ -141,7 +141,9 @@ def parse(axis: Axis, text: str) -> PolicySpec:
         InputError: An option's value is of the wrong type, or a guard lacks what it guards.
     """
     head, slash, rest = (
-        text.partition("/") if not text.split(":")[0].endswith(".py") else (text, "", "")
+        text.partition("/")
+        if not text.split(":", maxsplit=1)[0].endswith(".py")
+        else (text, "", "")
     )
     name, option_text = _split(head)
     cls = find(axis, name)

@@ -1,39 +1,13 @@
-"""Tables for people, on stdout."""
+"""The table that a person reads after a run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.runs import RunResult
-
-WIDTH = 100
-
-
-def console() -> Console:
-    """Return a console on stdout; as wide as the terminal, or 100 columns in a pipe."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=WIDTH)
-
-
-def print_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under a title."""
-    table = Table(*heads, title=title, title_justify="left", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
-
-
-def print_fields(title: str, fields: Mapping[str, Any]) -> None:
-    """Print names and values under a title."""
-    table = Table(
-        "", "", title=title, title_justify="left", box=None, show_header=False, pad_edge=False
-    )
-    for name, value in fields.items():
-        table.add_row(name, _plain(value))
-    console().print(table)
+from moesim.simulator.tables import console
 
 
 def print_result(result: RunResult) -> None:
@@ -77,8 +51,8 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
     if row["bound_tpot_ms"] is not None:
         yield (
             "bound",
-            f"no policy beats {row['bound_tpot_ms']:.3f} ms per token (allowing {row['bound_actions']}); "
-            f"this one is {row['over_bound']:.2f} times that",
+            f"no policy beats {row['bound_tpot_ms']:.3f} ms per token "
+            f"(allowing {row['bound_actions']}); this one is {row['over_bound']:.2f} times that",
         )
     yield "evidence", f"{row['evidence']} figures, band {band}; trace {row['trace_evidence']}"
     if row["notes"]:
@@ -122,17 +96,8 @@ def _bytes_by_cause(row: Mapping[str, Any]) -> str:
 def _vram(row: Mapping[str, Any]) -> str:
     experts = f"experts {format_bytes(row['expert_budget_bytes'])} ({row['slots']} slots"
     experts += f", {format_bytes(row['staging_bytes'])} staging)" if row["staging_bytes"] else ")"
-    return (
-        f"{format_bytes(row['peak_vram_bytes'])}: {experts}, dense {format_bytes(row['vram_dense_bytes'])}, "
-        f"KV {format_bytes(row['vram_kv_bytes'])}, workspace {format_bytes(row['vram_workspace_bytes'])}"
-    )
-
-
-def _plain(value: Any) -> str:  # noqa: ANN401
-    if isinstance(value, Mapping):
-        return "\n".join(f"{key}: {_plain(item)}" for key, item in value.items()) or "-"
-    if isinstance(value, list | tuple):
-        return "\n".join(_plain(item) for item in value) or "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)
+    parts = [
+        f"{name} {format_bytes(row[f'vram_{key}_bytes'])}"
+        for name, key in (("dense", "dense"), ("KV", "kv"), ("workspace", "workspace"))
+    ]
+    return f"{format_bytes(row['peak_vram_bytes'])}: {', '.join([experts, *parts])}"

@@ -127,8 +127,8 @@ class Residency:
             room = max(self.cache_L[layer].capacity_bytes, self.staging.capacity_bytes)
             if room < top_k * size:
                 raise BudgetError(
-                    f"an expert budget of {budget_bytes} bytes leaves {room} for layer {layer}, whose "
-                    f"{top_k} experts of one token need {top_k * size}: give more memory"
+                    f"an expert budget of {budget_bytes} bytes leaves {room} for layer {layer}, "
+                    f"whose {top_k} experts of one token need {top_k * size}: give more memory"
                 )
 
     def size(self, expert: int) -> int:

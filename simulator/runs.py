@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
+from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runtime
 from moesim.hardware_profiles import load as load_hardware
-from moesim.hardware_profiles import load_runtime
 from moesim.simulator import models, registry
 from moesim.simulator.bounds import Actions, Bounds, bounds
 from moesim.simulator.controller import Controller
@@ -146,8 +145,8 @@ def resolve_shape(spec: RunSpec) -> tuple[CostShape, list[str]]:
             )
         costs = costs.for_trace(trace.layers, trace.experts, trace.top_k)
         return costs, [
-            f"routing of {header.model} ({trace.layers} x {trace.experts} top-{trace.top_k}) at the "
-            f"cost of {shape.name}'s experts and layers, one of its layers for each of the trace's"
+            f"routing of {header.model} ({trace.layers} x {trace.experts} top-{trace.top_k}) at "
+            f"the cost of {shape.name}'s experts, one of its layers for each of the trace's"
         ]
     found = models.match(header.model, trace.layers, trace.experts, trace.top_k)
     if found is not None:
@@ -171,8 +170,8 @@ def resolve_shape(spec: RunSpec) -> tuple[CostShape, list[str]]:
         return costs, ["costs guessed from the trace's byte counts: no head, no KV cache"]
     raise InputError(
         f"{spec.trace_name}: no shape is known for model '{header.model}' with {trace.layers} MoE "
-        f"layers x {trace.experts} experts; give --model NAME or its config.json, or --cost-of NAME "
-        f"(there are: {', '.join(models.names())})"
+        f"layers x {trace.experts} experts; give --model NAME or its config.json, or --cost-of "
+        f"NAME (there are: {', '.join(models.names())})"
     )
 
 
@@ -188,8 +187,8 @@ def _check_needs(spec: RunSpec, policies: Mapping[Axis, PolicySpec]) -> None:
             if need in ("profile", "transitions"):
                 if spec.profile_trace is None:
                     raise CapabilityError(
-                        f"{axis} policy {policy.text} is profiled on another trace of the model; give "
-                        "it with --profile-trace TRACE"
+                        f"{axis} policy {policy.text} is profiled on another trace of the model; "
+                        "give it with --profile-trace TRACE"
                     )
                 theirs = (spec.profile_trace.layers, spec.profile_trace.experts)
                 if theirs != (trace.layers, trace.experts):
@@ -200,8 +199,9 @@ def _check_needs(spec: RunSpec, policies: Mapping[Axis, PolicySpec]) -> None:
             elif need not in GRANTS and need not in trace.header.signals:
                 there = ", ".join(trace.header.signals) or "none"
                 raise CapabilityError(
-                    f"{axis} policy {policy.text} reads the signal '{need}', which {spec.trace_name} "
-                    f"does not have (its signals: {there}); record it with moesim record"
+                    f"{axis} policy {policy.text} reads the signal '{need}', which "
+                    f"{spec.trace_name} does not have (its signals: {there}); record it with "
+                    "moesim record"
                 )
 
 

@@ -5,7 +5,7 @@ steps, positions and tokens in one way: the prompt is one step, each decode row 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,21 @@ class RequestRows:
     prompt_tokens: int = -1
     output_tokens: int | None = None
 
+    def steps(self) -> Array:
+        """Return the forward pass of each row."""
+        return step_numbers(self.is_prefill_T) if self.step_T is None else self.step_T
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Arrays with one entry per row, collected from the requests."""
+    def positions(self) -> Array:
+        """Return the place of each row in the request."""
+        if self.position_T is not None:
+            return self.position_T
+        return self.first_position + np.arange(len(self.is_prefill_T))
 
-    step: list[Array] = field(default_factory=list)
-    position: list[Array] = field(default_factory=list)
-    output: list[int] = field(default_factory=list)
+    def generated(self, *, teacher_forced: bool) -> int:
+        """Return how many tokens the model sampled: the prompt's pass gives the first."""
+        if self.output_tokens is not None:
+            return self.output_tokens
+        return 0 if teacher_forced else int((~self.is_prefill_T).sum()) + 1
 
 
 def assemble(
@@ -69,37 +76,29 @@ def assemble(
     """
     if not requests:
         blame(name, "requests", "there are none", "record at least one")
-    columns = Columns()
-    for rows in requests:
-        count = len(rows.is_prefill_T)
-        position = (
-            rows.first_position + np.arange(count) if rows.position_T is None else rows.position_T
-        )
-        columns.position.append(position)
-        columns.step.append(step_numbers(rows.is_prefill_T) if rows.step_T is None else rows.step_T)
-        decode_rows = count - int(rows.is_prefill_T.sum())
-        generated = 0 if header.teacher_forced else decode_rows + 1
-        columns.output.append(generated if rows.output_tokens is None else rows.output_tokens)
     lengths = [len(rows.is_prefill_T) for rows in requests]
     gates = [rows.gate_TLK for rows in requests if rows.gate_TLK is not None]
     if gates and len(gates) != len(requests):
         without = next(index for index, rows in enumerate(requests) if rows.gate_TLK is None)
         blame(name, f"request {without}", "no gates, but others have them", "give all or none")
+    generated = [rows.generated(teacher_forced=header.teacher_forced) for rows in requests]
     ids = [as_expert_ids(name, rows.expert_TLK) for rows in requests]
     return RoutingTrace(
         header=header,
         expert_TLK=np.concatenate(ids),
         gate_TLK=np.concatenate(gates) if gates else None,
-        step_T=_as_int32(name, "step", np.concatenate(columns.step)),
+        step_T=_as_int32(name, "step", np.concatenate([rows.steps() for rows in requests])),
         request_T=np.repeat(np.arange(len(requests), dtype=np.int32), lengths),
-        position_T=_as_int32(name, "position", np.concatenate(columns.position)),
+        position_T=_as_int32(
+            name, "position", np.concatenate([rows.positions() for rows in requests])
+        ),
         is_prefill_T=np.concatenate([rows.is_prefill_T for rows in requests]),
         task_R=tuple(rows.task for rows in requests),
         arrival_ns_R=np.zeros(len(requests), dtype=np.int64),
         prompt_tokens_R=_as_int32(
             name, "prompt_tokens", np.array([rows.prompt_tokens for rows in requests])
         ),
-        output_tokens_R=_as_int32(name, "output_tokens", np.array(columns.output)),
+        output_tokens_R=_as_int32(name, "output_tokens", np.array(generated)),
         signals=dict(signals or {}),
     )
 

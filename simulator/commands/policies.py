@@ -33,7 +33,9 @@ def choose_policies(
     Args:
         system: Name or file of a bundle.
         runtime: Overrides the system's own.
-        cache: Overrides the system's; likewise ``prefetch`` and ``schedule``.
+        cache: Overrides the system's own.
+        prefetch: Overrides the system's own.
+        schedule: Overrides the system's own.
         modules: Specs of policies from elsewhere; each takes the axis of its class.
 
     Raises:
@@ -44,7 +46,7 @@ def choose_policies(
         axis = registry.axis_of(module)
         if given[axis] is not None:
             raise InputError(
-                f"--policy-module {module} is a {axis} policy, and --{axis} {given[axis]} is given too"
+                f"--policy-module {module} is a {axis} policy; --{axis} {given[axis]} is given too"
             )
         given[axis] = module
     chosen = {axis: text for axis, text in given.items() if text is not None}

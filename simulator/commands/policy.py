@@ -20,7 +20,7 @@ def list_policies(
     """List the policies, one line each."""
     from moesim.simulator import registry
     from moesim.simulator.errors import UnknownNameError
-    from moesim.simulator.report import print_table
+    from moesim.simulator.tables import print_table
 
     if axis is not None and axis not in registry.AXES:
         raise UnknownNameError("axis", axis, registry.AXES)
@@ -35,7 +35,7 @@ def show(name: Annotated[str, typer.Argument(help="A policy's name, or file.py:C
     """Print what a policy does, its options, what it needs and where it comes from."""
     from moesim.simulator import registry
     from moesim.simulator.errors import UnknownNameError
-    from moesim.simulator.report import print_fields
+    from moesim.simulator.tables import print_fields
 
     axes: list[Axis] = [registry.axis_of(name)] if ":" in name else list(registry.AXES)
     found = [axis for axis in axes if ":" in name or name in registry.names(axis)]

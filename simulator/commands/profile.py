@@ -18,7 +18,7 @@ def list_profiles(
 ) -> None:
     """List the machines (or runtimes) that ship."""
     from moesim import hardware_profiles as hardware
-    from moesim.simulator.report import print_table
+    from moesim.simulator.tables import print_table
 
     if runtimes:
         rows = [(name, hardware.load_runtime(name).title) for name in hardware.runtime_names()]

@@ -1,9 +1,12 @@
 """``moesim trace``: look at a trace, convert it, check it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from moesim.traces import RoutingTrace
 
 trace = typer.Typer(no_args_is_help=True, help="Look at routing traces, convert them, check them.")
 
@@ -27,10 +30,10 @@ def info(
     """Print what a trace holds: model, evidence, tasks, signals, and how its routing behaves."""
     import json
 
-    from moesim.simulator.report import print_fields
-    from moesim.traces import describe, load
+    from moesim.simulator.tables import print_fields
+    from moesim.traces import describe
 
-    found = describe(load(given, mapping=parse_map(mapping)))
+    found = describe(_load(given, mapping))
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -46,9 +49,9 @@ def convert(
     mapping: Mapping = None,
 ) -> None:
     """Read a trace of any format and write it in moesim's own."""
-    from moesim.traces import load, write
+    from moesim.traces import write
 
-    found = load(given, mapping=parse_map(mapping))
+    found = _load(given, mapping)
     write(found, out)
     typer.echo(
         f"{out}: {found.tokens} tokens, {found.layers} layers x {found.experts} experts", err=True
@@ -58,31 +61,20 @@ def convert(
 @trace.command()
 def validate(given: Given, mapping: Mapping = None) -> None:
     """Check every array and row of a trace; the first fault is one line and exit code 1."""
-    from moesim.traces import load
-
-    found = load(given, mapping=parse_map(mapping))
+    found = _load(given, mapping)
     typer.echo(f"{given.name}: valid, {found.tokens} tokens of {found.requests} requests")
 
 
 @trace.command()
 def formats() -> None:
     """List the formats that moesim reads."""
-    from moesim.simulator.report import print_table
+    from moesim.simulator.tables import print_table
     from moesim.traces.readers import formats as known
 
-    print_table("formats", ("name", "what it is"), known())
+    print_table("formats", ("name", "what it is"), known().items())
 
 
-def parse_map(text: str | None) -> dict[str, str] | None:
-    """Return ``role=column`` pairs, or None if no mapping was given."""
-    if text is None:
-        return None
-    from moesim.simulator.errors import InputError
+def _load(given: Path, mapping: str | None) -> "RoutingTrace":
+    from moesim.traces import load, parse_mapping
 
-    pairs = {}
-    for item in text.split(","):
-        role, equals, column = item.partition("=")
-        if not equals or not column:
-            raise InputError(f"--map {text}: '{item}' is not ROLE=COLUMN")
-        pairs[role.strip()] = column.strip()
-    return pairs
+    return load(given, mapping=parse_mapping(mapping) if mapping else None)

@@ -4,9 +4,8 @@ Design 4.1 rule 6: ties in a score go to the least recently touched, then to the
 (layer, expert).
 """
 
+from collections.abc import Container
 from heapq import heapify, heappop, heappush
-
-from moesim.simulator.policies.base import Evictable
 
 
 class LowestFirst:
@@ -42,7 +41,7 @@ class LowestFirst:
         self._heap = list(self._key.values())
         heapify(self._heap)
 
-    def lowest(self, evictable: Evictable) -> int:
+    def lowest(self, evictable: Container[int]) -> int:
         """Return the lowest expert that may leave.
 
         Raises:
@@ -53,7 +52,7 @@ class LowestFirst:
             raise LookupError("none of the experts known may leave")
         return found[0]
 
-    def several(self, evictable: Evictable, wanted: int) -> list[int]:
+    def several(self, evictable: Container[int], wanted: int) -> list[int]:
         """Return the lowest experts that may leave, lowest first; fewer if there are fewer."""
         heap, keys = self._heap, self._key
         valid: list[tuple[float, int, int]] = []

@@ -45,7 +45,7 @@ class PerPool(Generic[Book]):
         return self.of(next(iter(evictable)))
 
 
-def staging(run: RunInfo, slots: int | None) -> int:
+def staging_bytes(run: RunInfo, slots: int | None) -> int:
     """Return the bytes of so many staging slots, each for the largest expert.
 
     Args:
@@ -66,7 +66,7 @@ def trim(run: RunInfo, quotas_L: Sequence[int], room_bytes: int) -> list[int]:
     """Return quotas that fit into the room: slots are taken from the largest, last layers first."""
     trimmed = list(quotas_L)
     total_bytes = sum(trimmed)
-    while total_bytes > room_bytes:
+    while total_bytes > max(0, room_bytes):
         layer = max(range(run.layers), key=lambda at: (trimmed[at], at))
         taken_bytes = min(run.expert_bytes_L[layer], trimmed[layer])
         trimmed[layer] -= taken_bytes

@@ -6,13 +6,14 @@ copies; CPU runs and answers end at any time. The driver polls before it reports
 which no launch of the layer before outlives, and, if it likes, while it waits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from moesim.simulator.controller import Controller
 from moesim.simulator.demands import Step, Workload
+from moesim.simulator.errors import PolicyError
 from moesim.simulator.messages import (
     Answered,
     Ask,
@@ -46,6 +47,25 @@ def seeded(seed: int) -> Choose:
     return lambda n: int(rng.integers(n))
 
 
+class _DeclaredOnly(Mapping[str, Any]):
+    """Signals that refuse to be read under a name that nobody declared."""
+
+    def __init__(self, signals: Mapping[str, Any], declared: frozenset[str]) -> None:
+        self._signals = signals
+        self._declared = declared
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401  a signal's own type
+        if name not in self._declared:
+            raise PolicyError(f"signal '{name}' is read by a policy without it in its `needs`")
+        return self._signals[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._signals)
+
+    def __len__(self) -> int:
+        return len(self._signals)
+
+
 class AdversarialDriver:
     """Serves a workload under a controller whose every call is checked by a `Witness`.
 
@@ -55,6 +75,7 @@ class AdversarialDriver:
         budget_bytes: Room for experts, as the controller was built with.
         choose: Decides what ends when; Hypothesis or `seeded`.
         compute: Answers asks: the prefetch policy's own ``compute``.
+        declared: What the policies say they need; with it, a signal read without is refused.
     """
 
     def __init__(
@@ -65,12 +86,14 @@ class AdversarialDriver:
         budget_bytes: int,
         choose: Choose,
         compute: Callable[[str, Any], Any] | None = None,
+        declared: frozenset[str] | None = None,
     ) -> None:
         self.witness = Witness(controller)
         self._workload = workload
         self._budget_bytes = budget_bytes
         self._draw = choose
         self._compute = compute
+        self._declared = declared
         self._now_ns = 0
         self._copies: dict[int, Copy] = {}  # not ended
         self._gpu: list[Run] = []  # not ended, in turn
@@ -113,7 +136,8 @@ class AdversarialDriver:
         self.witness.close()
 
     def _serve(self, step: Step) -> Iterator[None]:
-        yield from self._tell([StepBegan(step.number, step.requests, step.phases, step.signals)])
+        signals = self._guard(step.signals)
+        yield from self._tell([StepBegan(step.number, step.requests, step.phases, signals)])
         for layer in range(self._workload.layers):
             yield from self._await_router()
             routed = LayerRouted(
@@ -121,7 +145,7 @@ class AdversarialDriver:
                 layer,
                 step.choices(layer),
                 step.gates(layer),
-                step.layer_signals(layer),
+                self._guard(step.layer_signals(layer)),
             )
             self._done_layer = -1
             yield from self._tell([*self._poll(), routed])
@@ -155,6 +179,9 @@ class AdversarialDriver:
             self._end_head()
             if self._choose(4) == 0 and (facts := self._poll()):
                 yield from self._tell(facts)
+
+    def _guard(self, signals: Mapping[str, Any]) -> Mapping[str, Any]:
+        return signals if self._declared is None else _DeclaredOnly(signals, self._declared)
 
     # What ends
 

@@ -4,7 +4,7 @@ from moesim.simulator.errors import InputError
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
 from moesim.simulator.policies.order import LowestFirst
 from moesim.simulator.policies.quotas import PerPool, Scope, split
-from moesim.simulator.policies.uses import Count
+from moesim.simulator.policies.uses import Count, Uses
 
 __all__ = ["LeastFrequentlyUsed"]
 
@@ -13,6 +13,9 @@ _LARGEST_WEIGHT = 2.0**500
 
 class LeastFrequentlyUsed(CachePolicy):
     """Least frequently used, one use for each event; ties to the least recently used.
+
+    Forgetting is done by letting the weight of a use grow from event to event, which leaves the
+    order of the experts that are not used as it is.
 
     Args:
         count: ``in_cache`` begins at 1 whenever an expert is brought in (MoE-Infinity,
@@ -37,11 +40,47 @@ class LeastFrequentlyUsed(CachePolicy):
                 f"cache policy lfu: option decay={decay:g}: expected above 0 and at most 1"
             )
         self._scope = scope
-        self._forgets = count == "in_cache"
         self._growth = 1 / decay
-        self._weight = 1.0  # of a use in this event; older uses weigh less by comparison
+        self._weight = 1.0
         self._event = -1
         self._serial = 0
-        self._uses: dict[int, float] = {}
-        self._counted: dict[int, int] = {}  # expert -> event of its last use
+        self._uses = Uses(count)
         self._order: PerPool[LowestFirst] = PerPool(run, scope, LowestFirst)
+
+    def quotas_L(self) -> list[int] | None:
+        """Return equal shares if the scope is per layer."""
+        return split(self.run, self._scope)
+
+    def on_touch(self, expert: int, view: View) -> None:
+        """Count the use, whether the expert is here or not."""
+        if view.event != self._event:
+            self._event = view.event
+            self._grow()
+        self._serial += 1
+        uses = self._uses.count(expert, view.event, self._weight)
+        self._order.of(expert).put(expert, uses, self._serial)
+
+    def on_admit(self, expert: int, view: View) -> None:
+        """Rank a prefetched expert; one just touched is ranked already."""
+        order = self._order.of(expert)
+        if expert not in order:
+            self._serial += 1
+            order.put(expert, self._uses.enter(expert, self._weight), self._serial)
+
+    def on_evict(self, expert: int, view: View) -> None:
+        """Take the expert out of the ranking."""
+        self._order.of(expert).drop(expert)
+        self._uses.leave(expert)
+
+    def choose_victim(self, evictable: Evictable, view: View) -> int:
+        """Return the least used that may leave."""
+        return self._order.offered(evictable).lowest(evictable)
+
+    def _grow(self) -> None:
+        self._weight *= self._growth
+        if self._weight > _LARGEST_WEIGHT:
+            factor = 1 / self._weight
+            self._uses.rescale(factor)
+            for order in self._order.books:
+                order.rescale(factor)
+            self._weight = 1.0

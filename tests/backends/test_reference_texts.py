@@ -1,0 +1,143 @@
+"""The reference model's texts: nothing held out is learned, and small tasks get their share."""
+
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moesim.backends.reference.prompts import choose_prompts
+from moesim.backends.reference.texts import pack_rows, read_split, share_rows, split_documents
+from moesim.backends.reference.vocabulary import SEPARATOR, byte_characters
+
+QUOTED = "this sentence is quoted in very many of the documents of the corpus"
+
+
+@pytest.fixture
+def corpora(tmp_path: Path) -> Path:
+    """Return a folder of two open files and one that is not."""
+    rng = np.random.default_rng(0)
+
+    def document(number: int) -> str:
+        words = " ".join(str(word) for word in rng.integers(0, 10**9, size=40))
+        quote = QUOTED if number % 3 == 0 else "-"
+        return f"document {number}\n{words[:200]}\n{quote}\n{words[200:]}"
+
+    manifest = []
+    for name, domain, is_open in (
+        ("a", "Python code", True),
+        ("b", "German", True),
+        ("c", "French", False),
+    ):
+        text = "\f".join(document(number) for number in range(600))
+        (tmp_path / f"{name}.txt.xz").write_bytes(lzma.compress(text.encode()))
+        manifest.append({"file": f"{name}.txt.xz", "domain": domain, "open_licence": is_open})
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def test_texts_without_an_open_licence_are_not_read(corpora: Path) -> None:
+    """The manifest decides, and the hashes name only what was read."""
+    split = read_split([corpora], seed=1)
+    assert {"python", "german"} == set(split.train)
+    assert {"a.txt.xz", "b.txt.xz"} == set(split.source_sha256)
+
+
+def test_no_long_line_that_is_held_out_is_learned(corpora: Path) -> None:
+    """Lines of 40 bytes or more of held-out documents are gone from training, short ones stay."""
+    split = read_split([corpora], seed=1)
+    held_out = {
+        line.strip()
+        for documents in split.held_out.values()
+        for document in documents
+        for line in document.split(b"\n")
+    }
+    learned = {
+        line.strip()
+        for documents in split.train.values()
+        for document in documents
+        for line in document.split(b"\n")
+    }
+    assert QUOTED.encode() in held_out
+    assert [] == [line for line in learned & held_out if len(line) >= 40]
+    assert b"-" in learned & held_out
+
+
+def test_a_document_is_learned_or_held_out(corpora: Path) -> None:
+    """Every document is on one side, each once, and the seed decides which."""
+    split = read_split([corpora], seed=1)
+    for task in ("python", "german"):
+        first_lines = [
+            document.partition(b"\n")[0]
+            for documents in (split.train[task], split.held_out[task])
+            for document in documents
+        ]
+        assert 600 == len(first_lines) == len(set(first_lines))
+    assert split.held_out["german"] != read_split([corpora], seed=2).held_out["german"]
+    assert split.held_out["german"] == read_split([corpora], seed=1).held_out["german"]
+
+
+def test_a_domain_without_a_task_is_refused(corpora: Path) -> None:
+    """A new domain must be given a name first."""
+    entry = {"file": "a.txt.xz", "domain": "Klingon", "open_licence": True}
+    (corpora / "manifest.json").write_text(json.dumps([entry]))
+    with pytest.raises(ValueError, match="no task name for the domain 'Klingon'"):
+        read_split([corpora], seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "documents"),
+    [
+        ("one\ftwo", [b"one", b"two"]),
+        ("ein Spruch\n%\nnoch einer\n%\n", [b"ein Spruch", b"noch einer"]),
+        ("0\nUser: a\n1\nUser: b", [b"User: a", b"User: b"]),
+        ("\x1b[33mcolour\x1b[m", [b"colour"]),
+    ],
+)
+def test_documents_are_parted_as_their_file_is(text: str, documents: list[bytes]) -> None:
+    """Form feeds, fortune marks and numbered prompts part documents; colours are dropped."""
+    assert documents == split_documents(text)
+
+
+def test_a_long_document_is_cut_at_blank_lines() -> None:
+    """Nothing but white space is lost, and no piece is much longer than 8 KiB."""
+    text = "\n\n".join(f"paragraph {number} " + "x" * 500 for number in range(400))
+    pieces = split_documents(text)
+    assert text.split() == b" ".join(pieces).decode().split()
+    assert max(map(len, pieces)) < 9_000
+
+
+def test_rows_predict_every_token_once() -> None:
+    """Each row begins with the last token of the one before."""
+    rows = pack_rows([bytes(range(10)), bytes(range(20, 35))], row_tokens=9)
+    assert (3, 9) == rows.shape
+    joined = [int(rows[0, 0]), *rows[:, 1:].ravel().tolist()]
+    assert [SEPARATOR, *range(10), SEPARATOR, *range(20, 33)] == joined
+
+
+def test_no_task_is_read_too_often_and_the_sum_is_kept() -> None:
+    """A small task is capped at its epochs; the others take what it can't give."""
+    given = share_rows({"small": 10, "large": 1_000}, wanted=900, most_epochs=4.0, power=0.5)
+    assert {"small": 40, "large": 860} == given
+    assert {"small": 40, "large": 4_000} == share_rows(
+        {"small": 10, "large": 1_000}, wanted=10**6, most_epochs=4.0, power=0.5
+    )
+
+
+def test_prompts_are_pieces_of_held_out_documents(corpora: Path) -> None:
+    """Each is a piece of a document of its own, between 33 and 96 bytes, the tasks in turns."""
+    held_out = read_split([corpora], seed=1).held_out
+    prompts = choose_prompts(held_out, ["python", "german"], each=4, seed=7)
+    assert ["python", "german"] * 4 == [prompt["task"] for prompt in prompts]
+    for prompt in prompts:
+        text = prompt["prompt"].encode()
+        assert 33 <= len(text) <= 96
+        assert any(text in document for document in held_out[prompt["task"]])
+    with pytest.raises(ValueError, match="'go': 0 documents"):
+        choose_prompts(held_out, ["go"], each=1, seed=7)
+
+
+def test_every_byte_has_a_character_of_its_own() -> None:
+    """The byte-level alphabet is a bijection."""
+    assert 256 == len(set(byte_characters()))
