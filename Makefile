@@ -12,12 +12,15 @@ help:  ## list the commands
 
 $(BIN)/moesim: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@rm -rf moesim.egg-info
 	$(BIN)/python -m pip install --quiet --editable '.[validation]' --constraint constraints.txt
 	@touch $@
 
 # The tests need torch (the recorder runs a real model on the CPU).
+# An old egg-info in the checkout would shadow the installed entry points.
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/moesim
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	@rm -rf moesim.egg-info
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validation,torch,dev]'
 	@touch $@
 

@@ -9,11 +9,14 @@ import typer
 NOT_AVAILABLE = 3
 
 Model = Annotated[
-    str, typer.Argument(help="A transformers MoE model: a folder, or an id of the hub (owner/name).")
+    str,
+    typer.Argument(help="A transformers MoE model: a folder, or an id of the hub (owner/name)."),
 ]
 Prompts = Annotated[
     Path,
-    typer.Option("--prompts", help='One prompt a line, or JSON Lines {"prompt": ..., "task": ...}.'),
+    typer.Option(
+        "--prompts", help='One prompt a line, or JSON Lines {"prompt": ..., "task": ...}.'
+    ),
 ]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="The trace to write: .safetensors, or .npz (packed).")
@@ -45,7 +48,7 @@ def record(
     device: Device = "auto",
     temperature: Temperature = 0.0,
     seed: Seed = 0,
-    ignore_eos: IgnoreEos = False,  # noqa: FBT002 - a flag of the command line
+    ignore_eos: IgnoreEos = False,
     signals: Signals = "router_probs,look_in,token",
     horizons: Horizons = 2,
     name: Name = None,

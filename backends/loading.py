@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import transformers
 
-from moesim.backends.models import ModelError
+from moesim.backends.models import Model, ModelError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HASHED_BYTES = 2**30
+HASH_BLOCK_BYTES = 2**24
 
 
 class NotAvailableError(ModelError):
@@ -28,15 +29,15 @@ class Checkpoint:
         tokenizer: Of transformers.
         name: The hub's id, or the folder's name.
         revision: The hub's commit; for a folder of up to 1 GiB the SHA-256 of its weights.
-        bytes_per_parameter: As stored.
+        bytes_per_parameter: As stored; None where the checkpoint is quantised.
         tokenizer_hash: SHA-256 of what the tokenizer does; None for one that is not a fast one.
     """
 
-    model: Any
+    model: Model
     tokenizer: Any
     name: str
     revision: str | None
-    bytes_per_parameter: int
+    bytes_per_parameter: int | None
     tokenizer_hash: str | None
 
 
@@ -54,7 +55,9 @@ def choose_device(wanted: str) -> torch.device:
     except RuntimeError as error:
         raise ModelError(f"no device {wanted!r}; there are auto, cpu, cuda, cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise NotAvailableError(f"device {wanted}: this machine has {torch.cuda.device_count()} GPUs")
+        raise NotAvailableError(
+            f"device {wanted}: this machine has {torch.cuda.device_count()} GPUs"
+        )
     return device
 
 
@@ -67,12 +70,13 @@ def load_checkpoint(source: str, device: torch.device) -> Checkpoint:
     folder = Path(source)
     if not folder.is_dir() and not HUB_ID.fullmatch(source):
         raise ModelError(f"{source}: no such folder, and not a hub id of the form owner/name")
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         config = transformers.AutoConfig.from_pretrained(source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32 if device.type == "cpu" else "auto"
         )
     except (OSError, ValueError) as error:
@@ -80,23 +84,27 @@ def load_checkpoint(source: str, device: torch.device) -> Checkpoint:
         raise ModelError(f"{source}: transformers can't load it: {reason}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     stored = getattr(config, "dtype", None) or torch.float32
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    is_folder = folder.is_dir()
     return Checkpoint(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
-        name=folder.resolve().name if folder.is_dir() else source,
-        revision=_weights_hash(folder) if folder.is_dir() else getattr(config, "_commit_hash", None),
-        bytes_per_parameter=stored.itemsize,
+        name=folder.resolve().name if is_folder else source,
+        revision=_weights_hash(folder) if is_folder else getattr(config, "_commit_hash", None),
+        bytes_per_parameter=None if is_quantised else stored.itemsize,
         tokenizer_hash=None if backend is None else _sha256(backend.to_str().encode()),
     )
 
 
 def _weights_hash(folder: Path) -> str | None:
     files = sorted(folder.glob("*.safetensors"))
-    if not files or sum(file.stat().st_size for file in files) > HASHED_BYTES:
+    if not files or sum(path.stat().st_size for path in files) > HASHED_BYTES:
         return None
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(HASH_BLOCK_BYTES):
+                digest.update(block)
     return f"sha256:{digest.hexdigest()}"
 
 

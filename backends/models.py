@@ -18,6 +18,9 @@ from moesim.simulator.errors import InputError
 from moesim.traces import SelectionRule
 
 # L MoE layers, E experts of a layer.
+# transformers' classes differ by family and carry attributes that no base class declares.
+Model = Any
+Router = Any
 Score = Literal["softmax", "sigmoid"]
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 REFUSED = {
@@ -71,11 +74,11 @@ class MoeParts:
     selection: SelectionRule | None
 
 
-def _softmax(router: Any) -> SelectionRule:  # noqa: ANN401 - a module whose attributes the table knows
+def _softmax(router: Router) -> SelectionRule:
     return SelectionRule(score="softmax", normalise=bool(getattr(router, "norm_topk_prob", True)))
 
 
-def _deepseek_v2(router: Any) -> SelectionRule:  # noqa: ANN401 - as above
+def _deepseek_v2(router: Router) -> SelectionRule:
     grouped = router.topk_method == "group_limited_greedy"
     return SelectionRule(
         score="softmax",
@@ -86,7 +89,7 @@ def _deepseek_v2(router: Any) -> SelectionRule:  # noqa: ANN401 - as above
     )
 
 
-def _deepseek_v3(router: Any) -> SelectionRule:  # noqa: ANN401 - as above
+def _deepseek_v3(router: Router) -> SelectionRule:
     return SelectionRule(
         score="sigmoid",
         normalise=bool(router.norm_topk_prob),
@@ -97,13 +100,13 @@ def _deepseek_v3(router: Any) -> SelectionRule:  # noqa: ANN401 - as above
     )
 
 
-def _sparsemixer(router: Any) -> None:  # noqa: ANN401 - as above
+def _sparsemixer(router: Router) -> None:
     """Phi-MoE masks by a threshold and takes each gate from a softmax of its own."""
     del router
 
 
 # gpt-oss takes the softmax of the chosen logits: the same gates as normalised probabilities.
-ROUTERS: dict[str, tuple[Score, Callable[[Any], SelectionRule | None]]] = {
+ROUTERS: dict[str, tuple[Score, Callable[[Router], SelectionRule | None]]] = {
     "MixtralTopKRouter": ("softmax", _softmax),
     "Qwen2MoeTopKRouter": ("softmax", _softmax),
     "Qwen3MoeTopKRouter": ("softmax", _softmax),
@@ -116,7 +119,7 @@ ROUTERS: dict[str, tuple[Score, Callable[[Any], SelectionRule | None]]] = {
 }
 
 
-def find_moe(model: nn.Module) -> MoeParts:
+def find_moe(model: Model) -> MoeParts:
     """Find the MoE blocks of a transformers model.
 
     Raises:
@@ -126,21 +129,23 @@ def find_moe(model: nn.Module) -> MoeParts:
     layers = tuple(_find_layers(model))
     if not layers:
         raise ModelError(f"{name}: no MoE layer found; give a Mixture-of-Experts model")
-    shapes = {(_whole(layer.router, "num_experts"), _whole(layer.router, "top_k")) for layer in layers}
+    shapes = {
+        (_whole(layer.router, "num_experts"), _whole(layer.router, "top_k")) for layer in layers
+    }
     if len(shapes) != 1:
         raise ModelError(f"{name}: layers differ in (experts, top-k): {sorted(shapes)}")
     experts, top_k = shapes.pop()
     router = layers[0].router
     score, rule_of = ROUTERS.get(type(router).__name__, (None, _sparsemixer))
     selection = rule_of(router)
-    bias = [getattr(layer.router, "e_score_correction_bias", None) for layer in layers]
-    if selection is not None and bias[0] is not None:
-        rows = tuple(tuple(float(value) for value in row.detach().cpu()) for row in bias)
-        selection = selection.model_copy(update={"bias_LE": rows})
+    if selection is not None and hasattr(router, "e_score_correction_bias"):
+        routers: list[Router] = [layer.router for layer in layers]
+        bias_LE = tuple(tuple(each.e_score_correction_bias.tolist()) for each in routers)
+        selection = selection.model_copy(update={"bias_LE": bias_LE})
     return MoeParts(layers, experts, top_k, score, selection)
 
 
-def _find_layers(model: nn.Module) -> list[MoeLayer]:
+def _find_layers(model: Model) -> list[MoeLayer]:
     modules = dict(model.named_modules())
     found = []
     for path, block in modules.items():
@@ -177,10 +182,20 @@ def _whole(module: nn.Module, key: str) -> int:
     return value
 
 
-def expert_bytes(layer: MoeLayer, bytes_per_parameter: int) -> tuple[int, int]:
-    """Return the bytes of one expert and of all else in the decoder layer."""
-    in_experts = sum(parameter.numel() for parameter in layer.experts.parameters())
-    in_layer = sum(parameter.numel() for parameter in layer.decoder_layer.parameters())
+def expert_bytes(layer: MoeLayer, bytes_per_parameter: int | None = None) -> tuple[int, int]:
+    """Return the bytes of one expert and of all else in the decoder layer.
+
+    Args:
+        layer: One of `find_moe`.
+        bytes_per_parameter: As the weights are stored; None takes each as it is in memory.
+    """
+
+    def size_bytes(module: nn.Module) -> int:
+        return sum(
+            parameter.numel() * (bytes_per_parameter or parameter.element_size())
+            for parameter in module.parameters()
+        )
+
+    in_experts = size_bytes(layer.experts)
     experts = _whole(layer.router, "num_experts")
-    one = in_experts // experts * bytes_per_parameter
-    return one, (in_layer - in_experts) * bytes_per_parameter
+    return in_experts // experts, size_bytes(layer.decoder_layer) - in_experts

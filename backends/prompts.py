@@ -33,7 +33,7 @@ def read_prompts(path: Path, most: int | None = None) -> list[Prompt]:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InputError(f"{path}: {reason}; give a text file with one prompt a line") from error
     as_json = content.lstrip().startswith("{")
-    prompts = []
+    prompts: list[Prompt] = []
     for number, line in enumerate(content.split("\n"), start=1):
         if most is not None and len(prompts) >= most:
             break
@@ -53,7 +53,9 @@ def _from_json(path: Path, number: int, line: str) -> Prompt:
             f"{place}: not JSON ({error.msg} at column {error.colno}); every line must be an object"
         ) from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-        raise InputError(f'{place}: no text under "prompt"; write {{"prompt": "...", "task": "..."}}')
+        raise InputError(
+            f'{place}: no text under "prompt"; write {{"prompt": "...", "task": "..."}}'
+        )
     unknown = sorted(entry.keys() - KEYS)
     if unknown:
         raise InputError(f"{place}: unknown key {unknown[0]!r}; there are {sorted(KEYS)}")

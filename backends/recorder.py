@@ -15,7 +15,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from moesim.backends.models import ModelError, MoeParts, expert_bytes, find_moe
+from moesim.backends.models import Model, ModelError, MoeParts, expert_bytes, find_moe
 from moesim.backends.signals import SPECS
 from moesim.backends.taps import Taps
 from moesim.traces import RoutingTrace, TraceHeader
@@ -75,7 +75,7 @@ class Origin:
     Attributes:
         model: Id, or the name of the folder.
         revision: Commit of the hub, or a hash of the weights.
-        bytes_per_parameter: In the checkpoint; None takes it as it is loaded.
+        bytes_per_parameter: As stored, where all are stored alike; None takes it as it is loaded.
         tokenizer_hash: SHA-256 of the tokenizer's file.
         licence: Of the texts and the model.
         source: Of the texts.
@@ -98,14 +98,14 @@ class _Recorded:
 
 
 def record(
-    model: Any,  # noqa: ANN401 - a transformers model
+    model: Model,
     requests: Sequence[Request],
     sampling: Sampling,
     origin: Origin,
     *,
     signals: tuple[str, ...] = (),
     horizons: int = 2,
-    on_step: Callable[[int], None] = lambda tokens: None,
+    on_step: Callable[[int], None] | None = None,
 ) -> RoutingTrace:
     """Run the requests and return their routes.
 
@@ -144,7 +144,7 @@ def record(
     )
 
 
-def _check_lengths(model: Any, requests: Sequence[Request], sampling: Sampling) -> None:  # noqa: ANN401 - as above
+def _check_lengths(model: Model, requests: Sequence[Request], sampling: Sampling) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for number, request in enumerate(requests):
         if len(request.prompt) == 0:
@@ -161,12 +161,12 @@ def _check_lengths(model: Any, requests: Sequence[Request], sampling: Sampling) 
 
 @torch.inference_mode()
 def _record_one(
-    model: Any,  # noqa: ANN401 - as above
+    model: Model,
     taps: Taps,
     request: Request,
     sampling: Sampling,
     number: int,
-    on_step: Callable[[int], None],
+    on_step: Callable[[int], None] | None,
 ) -> _Recorded:
     device = next(model.parameters()).device
     rng = np.random.default_rng([sampling.seed, number])
@@ -180,7 +180,8 @@ def _record_one(
         ids = torch.tensor([fed], device=device)
         out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         steps.append(taps.rows() | {"token_T": np.array(fed, dtype=np.int32)})
-        on_step(len(fed))
+        if on_step is not None:
+            on_step(len(fed))
         if request.forced is None:
             token = _choose(out.logits[0, -1], sampling.temperature, rng)
         else:
@@ -221,7 +222,7 @@ def _choose(logits: torch.Tensor, temperature: float, rng: np.random.Generator) 
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 
 
-def _end_tokens(model: Any) -> set[int]:  # noqa: ANN401 - as above
+def _end_tokens(model: Model) -> set[int]:
     ends = model.generation_config.eos_token_id
     if ends is None:
         return set()
@@ -229,15 +230,14 @@ def _end_tokens(model: Any) -> set[int]:  # noqa: ANN401 - as above
 
 
 def _header(
-    model: Any,  # noqa: ANN401 - as above
+    model: Model,
     parts: MoeParts,
     sampling: Sampling,
     origin: Origin,
     signals: tuple[str, ...],
 ) -> TraceHeader:
     parameter = next(model.parameters())
-    width_bytes = origin.bytes_per_parameter or parameter.element_size()
-    sizes = [expert_bytes(layer, width_bytes) for layer in parts.layers]
+    sizes = [expert_bytes(layer, origin.bytes_per_parameter) for layer in parts.layers]
     return TraceHeader(
         model=origin.model,
         revision=origin.revision,

@@ -1,4 +1,4 @@
-"""Hooks on a live model: what its routers said, what its experts were given, what could be foretold.
+"""Hooks on a live model: what its routers said, what its experts got, what could be foretold.
 
 Routers are watched for logits and experts for what is really executed. Everything stays on the
 model's device while the layers run; `Taps.rows` moves it to the host once a step.
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moesim.backends.models import ModelError, MoeLayer, MoeParts
+from moesim.backends.models import Model, ModelError, MoeLayer, MoeParts
 
 # T tokens, L MoE layers, E experts of a layer, K chosen, D width, H horizons, M top-m.
 Array = NDArray[Any]
@@ -41,7 +41,11 @@ class Taps:
     """
 
     def __init__(
-        self, model: Any, parts: MoeParts, signals: tuple[str, ...], horizons: int  # noqa: ANN401 - a transformers model
+        self,
+        model: Model,
+        parts: MoeParts,
+        signals: tuple[str, ...],
+        horizons: int,
     ) -> None:
         if "router_probs" in signals or "look_in" in signals:
             _require_known_router(model, parts)
@@ -141,6 +145,7 @@ class Taps:
         """Each layer's own router, on its own residual, must give the logits it gave."""
         for tap, layer in zip(self._layers, self.parts.layers, strict=True):
             own = self._foretell(tap.residual_TD, layer)
+            assert tap.logits_TE is not None
             if not torch.allclose(
                 own, tap.logits_TE, rtol=SAME_ROUTER_TOLERANCE, atol=SAME_ROUTER_TOLERANCE
             ):
@@ -178,7 +183,7 @@ def _watch(tap: LayerTap, layer: MoeLayer, *, residual: bool) -> list[Any]:
     return handles
 
 
-def _require_known_router(model: Any, parts: MoeParts) -> None:  # noqa: ANN401 - a transformers model
+def _require_known_router(model: Model, parts: MoeParts) -> None:
     if parts.score is None:
         raise ModelError(
             f"{type(model).__name__}: how {type(parts.layers[0].router).__name__} turns logits into"
@@ -186,7 +191,7 @@ def _require_known_router(model: Any, parts: MoeParts) -> None:  # noqa: ANN401 
         )
 
 
-def _require_norms(model: Any, parts: MoeParts) -> None:  # noqa: ANN401 - a transformers model
+def _require_norms(model: Model, parts: MoeParts) -> None:
     for layer in parts.layers:
         if layer.norm is None:
             raise ModelError(

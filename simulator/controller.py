@@ -50,7 +50,7 @@ from moesim.simulator.policies.base import (
 )
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool, Residency
-from moesim.simulator.terms import ALL, GPU, RAM, Cause, Verdict
+from moesim.simulator.terms import ALL, GPU, RAM, Cause, Device, Verdict
 
 DEMAND, PREFETCH = Cause.DEMAND, Cause.PREFETCH
 
@@ -104,6 +104,7 @@ class Controller:
         self._asked: set[int] = set()
         self._layer_open = -1  # the layer whose LayerDone waits for CPU runs
         self._step_open = False
+        self._is_decode = False
         self._may_form = False
         self._waiting: list[int] = []
         self._running: list[int] = []
@@ -232,6 +233,7 @@ class Controller:
         view.step = fact.step
         view.layer = -1
         view.phases = fact.phases
+        self._is_decode = view.is_decode
         view.signals = fact.signals
         self.counts.steps += 1
         if self._prefetches or self._asks:
@@ -304,7 +306,7 @@ class Controller:
         counts.hits += len(hits)
         counts.late_hits += len(late)
         counts.misses += len(misses)
-        if self._view.is_decode:
+        if self._is_decode:
             counts.decode_demands += len(tokens)
             counts.decode_hits += len(hits)
         return Demand(
@@ -313,82 +315,91 @@ class Controller:
 
     def _carry_out(self, groups: Sequence[Group], demand: Demand) -> None:
         """Hand over the copies that fit, the runs they allow, then wave after wave (rules 4, 7)."""
+        waiting = self._copy_misses(groups, demand)
+        handed_over = 0
+        for device, experts in groups:
+            on_gpu = device is GPU or device.kind == "gpu"
+            run = self._run_on_gpu if on_gpu else self._run_on_cpu
+            handed_over += run(device, experts, demand.tokens)
+        while waiting:
+            self.counts.waves += 1
+            waiting = self._next_wave(waiting)
+            for device, experts in groups:
+                if device.kind == "gpu":
+                    handed_over += self._run_on_gpu(device, experts, demand.tokens)
+        if handed_over != len(demand.tokens):
+            planned = sorted(expert for group in groups for expert in group.experts)
+            raise PolicyError(
+                f"{type(self._schedule).__name__} planned {planned} for layer {demand.layer}, "
+                f"which needs each of {sorted(demand.experts)} once"
+            )
+
+    def _copy_misses(self, groups: Sequence[Group], demand: Demand) -> list[tuple[int, Pool]]:
+        """Hand over the copies of what runs on the GPU; return those that found no room."""
         on_cpu: list[int] = []
         for device, experts in groups:
             if device is not GPU and device.kind == "cpu":
                 on_cpu += experts
-        waiting: list[tuple[int, Pool]] = []
+        pool = self.residency.cache_L[demand.layer]
+        waiting = []
         for expert in demand.misses:
-            if not on_cpu or expert not in on_cpu:
-                pool = self._choose_pool(expert)
-                if not self._copy_into(pool, expert, DEMAND):
-                    waiting.append((expert, pool))
-        runs: dict[int, int] = {}  # expert -> its run, oldest first
-        self._hand_over_runs(groups, demand, runs)
-        while waiting:
-            self.counts.waves += 1
-            waiting = self._next_wave(waiting, runs)
-            self._hand_over_runs(groups, demand, runs)
-        if len(runs) != len(demand.tokens):
-            raise PolicyError(
-                f"{type(self._schedule).__name__} planned {sorted(runs)} for layer {demand.layer}, "
-                f"which needs {sorted(demand.experts)}"
-            )
-
-    def _hand_over_runs(
-        self, groups: Sequence[Group], demand: Demand, runs: dict[int, int]
-    ) -> None:
-        """Hand over what can run and has not: CPU groups at once, GPU ones with room."""
-        leased, loading, tokens = self.residency.leased, self.residency.loading, demand.tokens
-        for device, experts in groups:
-            on_gpu = device is GPU or device.kind == "gpu"
-            ready = [e for e in experts if e not in runs and (e in leased or not on_gpu)]
-            if not ready:
+            if on_cpu and expert in on_cpu:
                 continue
-            self._numbers = number = self._numbers + 1
-            after: list[int] = []
-            for expert in ready:
-                runs[expert] = number
-                if expert in leased:
-                    leased[expert] = number
-                    if on_gpu and expert in loading:
-                        after.append(loading[expert])
-                elif not on_gpu:
-                    self._cache.on_evict(expert, self._view)
-            if not on_gpu:
-                self._cpu_runs.add(number)
-                self.counts.cpu_experts += len(ready)
-            try:
-                counts = tuple([tokens[expert] for expert in ready])
-            except KeyError as error:
-                raise PolicyError(
-                    f"{type(self._schedule).__name__} planned expert {error.args[0]}, which layer "
-                    f"{demand.layer} does not need"
-                ) from None
-            self._out.append(Run(number, tuple(ready), counts, device, tuple(after)))
+            if self._admits:
+                pool = self._choose_pool(expert)
+            if not self._copy_into(pool, expert, DEMAND):
+                waiting.append((expert, pool))
+        return waiting
 
-    def _next_wave(
-        self, waiting: list[tuple[int, Pool]], runs: dict[int, int]
-    ) -> list[tuple[int, Pool]]:
-        """Give waiting experts the room of members that were handed over, oldest first (rule 7)."""
+    def _run_on_gpu(self, device: Device, experts: Sequence[int], tokens: Mapping[int, int]) -> int:
+        """Hand over the run of those that have room and have not run; return how many they are."""
+        leased, loading = self.residency.leased, self.residency.loading
+        ready = [expert for expert in experts if leased.get(expert) == 0]
+        if ready:
+            self._numbers = number = self._numbers + 1
+            for expert in ready:
+                leased[expert] = number
+            counts = tuple([tokens[expert] for expert in ready])
+            after = tuple([loading[expert] for expert in ready if expert in loading])
+            self._out.append(Run(number, tuple(ready), counts, device, after))
+        return len(ready)
+
+    def _run_on_cpu(self, device: Device, experts: Sequence[int], tokens: Mapping[int, int]) -> int:
+        """Hand over a CPU run; return of how many experts."""
+        if not experts:
+            return 0
         leased = self.residency.leased
-        members = [e for e in runs if e in leased]
+        self._numbers = number = self._numbers + 1
+        self._cpu_runs.add(number)
+        self.counts.cpu_experts += len(experts)
+        counts = tuple([tokens.get(expert, 0) for expert in experts])
+        self._out.append(Run(number, tuple(experts), counts, device))
+        for expert in experts:
+            if expert in leased:
+                leased[expert] = number
+            else:
+                self._cache.on_evict(expert, self._view)
+        return len(tokens.keys() & set(experts))
+
+    def _next_wave(self, waiting: list[tuple[int, Pool]]) -> list[tuple[int, Pool]]:
+        """Give waiting experts the room of members that were handed over, oldest first (rule 7)."""
+        leased, loading = self.residency.leased, self.residency.loading
+        members = sorted((run, expert) for expert, run in leased.items() if run)
         begun = False
         while waiting:
             expert, pool = waiting[0]
             size = self.residency.size(expert)
-            gone = []
-            for member in members:
+            runs = []
+            for run, member in list(members):
                 if pool.free_bytes >= size:
                     break
                 if member in pool.rooms:
-                    gone.append(member)
+                    runs.append(run)
+                    members.remove((run, member))
                     del leased[member]
-                    self.residency.loading.pop(member, None)
+                    loading.pop(member, None)
                     self._evict(member, pool)
-            members = [member for member in members if member not in gone]
-            after = tuple(dict.fromkeys(runs[member] for member in gone))
-            if not self._copy_into(pool, expert, DEMAND, after):
+            if not self._copy_into(pool, expert, DEMAND, tuple(dict.fromkeys(runs))):
                 if not begun:
                     raise PolicyError(
                         f"expert {expert} of {size} bytes was given a pool of {pool.capacity_bytes}"

@@ -195,9 +195,9 @@ def describe_kind(kind: Any) -> str:  # noqa: ANN401
 
 
 def _split(head: str) -> tuple[str, str]:
-    """Split a spec into name and options; ``module:Class`` and ``file.py:Class`` are names."""
+    """Split a spec into name and options; ``module:Class`` is a name, told by its capital."""
     parts = head.split(":")
-    is_stranger = len(parts) > 1 and "=" not in parts[1] and parts[1].isidentifier()
+    is_stranger = len(parts) > 1 and parts[1][:1].isupper()
     cut = 2 if is_stranger else 1
     return ":".join(parts[:cut]), ":".join(parts[cut:])
 

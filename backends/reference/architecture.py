@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from transformers import Qwen3MoeConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from moesim.backends.models import Model
 from moesim.backends.reference.vocabulary import PADDING, SEPARATOR, VOCABULARY_TOKENS
 
 # T tokens, E experts of a layer, D hidden width, I expert width.
+Experts = Any  # an experts module of transformers, whatever its family
 DENSE_MASKED = "moesim_dense_masked"
 
 
 def make_config(*, layers: int = 12, experts: int = 32, top_k: int = 4) -> Qwen3MoeConfig:
     """Return the reference model's configuration; the arguments shrink it for tests."""
-    return Qwen3MoeConfig(
+    make: Any = Qwen3MoeConfig
+    config: Qwen3MoeConfig = make(
         vocab_size=VOCABULARY_TOKENS,
         hidden_size=192,
         num_hidden_layers=layers,
@@ -41,6 +44,7 @@ def make_config(*, layers: int = 12, experts: int = 32, top_k: int = 4) -> Qwen3
         eos_token_id=SEPARATOR,
         pad_token_id=PADDING,
     )
+    return config
 
 
 def _all_experts(
@@ -55,7 +59,7 @@ def _all_experts(
 
 
 def dense_masked(
-    experts: Any,  # noqa: ANN401 - an experts module of transformers
+    experts: Experts,
     hidden_TD: Tensor,
     expert_TK: Tensor,
     gate_TK: Tensor,
@@ -68,7 +72,7 @@ def dense_masked(
     return out_TD.to(hidden_TD.dtype)
 
 
-def use_dense_experts(model: Any) -> None:  # noqa: ANN401 - a transformers model
+def use_dense_experts(model: Model) -> None:
     """Make the model compute its experts densely."""
     ALL_EXPERTS_FUNCTIONS.register(DENSE_MASKED, dense_masked)
     model.set_experts_implementation(DENSE_MASKED)

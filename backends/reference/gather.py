@@ -153,7 +153,7 @@ def main() -> None:
         if not list(packages.glob(f"{source.package}_*.deb")):
             command = ["apt-get", "download", source.package]
             subprocess.run(command, cwd=packages, check=True, capture_output=True)  # noqa: S603 - fixed words
-        archive = sorted(packages.glob(f"{source.package}_*.deb"))[-1]
+        archive = max(packages.glob(f"{source.package}_*.deb"))
         text = collect(source, archive)
         path = options.output / f"{source.name}.txt.xz"
         path.write_bytes(lzma.compress(text.encode(), preset=6))

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moesim.backends.models import find_moe
+from moesim.backends.models import Model, find_moe
 from moesim.backends.reference.texts import pack_rows
 from moesim.backends.reference.vocabulary import BYTES, SEPARATOR, VOCABULARY_TOKENS
 
@@ -25,7 +25,6 @@ ROW_TOKENS = 1_025
 BATCH_ROWS = 32
 BIGRAM_PRIOR = 0.05
 Reroute = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-Model = Any
 
 
 class Routes:
@@ -142,8 +141,11 @@ def usage(expert_BSLK: NDArray[np.int16], experts: int) -> NDArray[np.float64]:
     """Return the probability that a token uses an expert: [L, E], rows sum to K."""
     layers = expert_BSLK.shape[2]
     tokens = expert_BSLK.shape[0] * expert_BSLK.shape[1]
-    counts = [np.bincount(expert_BSLK[:, :, layer].ravel(), minlength=experts) for layer in range(layers)]
-    return np.stack(counts) / tokens
+    counts = [
+        np.bincount(expert_BSLK[:, :, layer].ravel(), minlength=experts) for layer in range(layers)
+    ]
+    shares: NDArray[np.float64] = np.stack(counts) / tokens
+    return shares
 
 
 def reuse(expert_BSLK: NDArray[np.int16]) -> float:
@@ -198,7 +200,10 @@ def judge(
         }
     share_LE = mean_usage_LE / mean_usage_LE.sum(axis=1, keepdims=True)
     entropy = -(share_LE * np.log2(np.maximum(share_LE, 1e-12))).sum(axis=1) / math.log2(experts)
-    overall = {key: float(np.mean([figures[key] for figures in tasks.values()])) for key in tasks[min(tasks)]}
+    overall = {
+        key: float(np.mean([figures[key] for figures in tasks.values()]))
+        for key in tasks[min(tasks)]
+    }
     overall["least_load_over_even"] = float(share_LE.min() * experts)
     overall["most_load_over_even"] = float(share_LE.max() * experts)
     overall["load_entropy"] = float(entropy.mean())
@@ -208,5 +213,7 @@ def judge(
 def _busiest_half(usage_LE: NDArray[np.float64], device: torch.device) -> Tensor:
     half = usage_LE.shape[1] // 2
     allowed_LE = np.zeros(usage_LE.shape, dtype=bool)
-    np.put_along_axis(allowed_LE, np.argsort(-usage_LE, axis=1, kind="stable")[:, :half], True, axis=1)
+    np.put_along_axis(
+        allowed_LE, np.argsort(-usage_LE, axis=1, kind="stable")[:, :half], True, axis=1
+    )
     return torch.from_numpy(allowed_LE).to(device)

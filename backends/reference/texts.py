@@ -108,7 +108,7 @@ def split_documents(text: str) -> list[bytes]:
         parts = text.split(FORTUNE_END)
     else:
         parts = NUMBERED_PROMPT.split(text)
-    documents = []
+    documents: list[bytes] = []
     for part in parts:
         whole = part.strip().encode()
         if len(whole) > LARGEST_DOCUMENT_BYTES:
@@ -163,7 +163,7 @@ def _hold_out(
 def pack_rows(
     documents: Sequence[bytes], row_tokens: int, rng: np.random.Generator | None = None
 ) -> NDArray[np.uint16]:
-    """Return the documents as token rows: separator, document, separator, document, …
+    """Return the documents as token rows, a separator before each.
 
     Args:
         documents: At least one; their order is shuffled if there is an rng.
@@ -183,7 +183,8 @@ def pack_rows(
     stride = row_tokens - 1
     count = (len(tokens) - 1) // stride
     starts = np.arange(count)[:, None] * stride
-    return tokens[starts + np.arange(row_tokens)]
+    rows: NDArray[np.uint16] = tokens[starts + np.arange(row_tokens)]
+    return rows
 
 
 def share_rows(

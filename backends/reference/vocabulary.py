@@ -22,21 +22,23 @@ def byte_characters() -> list[str]:
 
 
 def make_tokenizer() -> Any:  # noqa: ANN401 - a class of transformers, imported lazily
-    """Return the tokenizer as transformers knows it: a separator before each text, then its bytes."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: PLC0415, I001 - heavy
-    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - heavy
+    """Return transformers' tokenizer for it: a separator before each text, then its bytes."""
+    import tokenizers  # noqa: PLC0415 - heavy
+    import transformers  # noqa: PLC0415 - heavy
+    from tokenizers import decoders, models, pre_tokenizers, processors  # noqa: PLC0415 - heavy
 
     ids = {character: byte for byte, character in enumerate(byte_characters())}
-    backend = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    backend = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=[]))
     backend.add_special_tokens(
-        [AddedToken(name, special=True) for name in (SEPARATOR_NAME, PADDING_NAME)]
+        [tokenizers.AddedToken(name, special=True) for name in (SEPARATOR_NAME, PADDING_NAME)]
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(
         single=f"{SEPARATOR_NAME} $A", special_tokens=[(SEPARATOR_NAME, SEPARATOR)]
     )
-    return PreTrainedTokenizerFast(
+    make: Any = transformers.PreTrainedTokenizerFast
+    return make(
         tokenizer_object=backend,
         bos_token=SEPARATOR_NAME,
         eos_token=SEPARATOR_NAME,

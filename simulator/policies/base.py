@@ -191,8 +191,8 @@ class Policy:
     """What all three axes share.
 
     Attributes:
-        needs: What the run must grant: ``future``, ``profile`` or ``transitions`` (a profile trace), or
-            a signal of the trace by its name.
+        needs: What the run must grant: ``future``, ``profile`` or ``transitions`` (a profile
+            trace), or a signal of the trace by its name.
         does: What it may do beyond copying a demanded expert to the GPU: ``prefetch``,
             ``cpu_experts``. Bounds allow what the policies of a run may do.
         paper: Where the rule is defined.
@@ -205,7 +205,7 @@ class Policy:
     timing_free: ClassVar[bool] = True
 
     @classmethod
-    def needs_for(cls, options: Mapping[str, Any]) -> frozenset[str]:
+    def needs_for(cls, options: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG003  for subclasses
         """Return what the run must grant under these options, defaults included.
 
         That is ``needs``, unless a class overrides this; then ``needs`` is all that it may need.
@@ -320,5 +320,5 @@ class SchedulePolicy(Policy):
         raise NotImplementedError
 
     def form(self, waiting: Sequence[int], running: Sequence[int], view: View) -> Sequence[int]:
-        """Return the requests of the next step: by default the running one, else the first to wait."""
+        """Return the requests of the next step: the running one, else the first to wait."""
         return running[:1] or waiting[:1]

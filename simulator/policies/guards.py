@@ -1,4 +1,4 @@
-"""What a guard starts from: a policy around another one, to which it leaves all that it does not override.
+"""What a guard starts from: a policy around another one, to which it leaves all but its own rule.
 
 A guard's constructor takes the policy inside as its second argument, named ``inner``; on the
 command line it stands before a slash: ``insert_cap:limit=2/lru``.
@@ -65,38 +65,37 @@ class CacheGuard(CachePolicy):
 
 
 class PrefetchGuard(PrefetchPolicy):
-    """A prefetch policy that wishes what the one inside wishes, as far as ``let_through`` agrees."""
+    """A prefetch policy that wishes what the one inside wishes, as far as ``let_through`` agrees.
+
+    Attributes:
+        inner: The policy inside.
+        demand: The layer routed last in this step; None before its first.
+    """
 
     does = frozenset()
 
     def __init__(self, run: RunInfo, inner: PrefetchPolicy) -> None:
         super().__init__(run)
         self.inner = inner
+        self.demand: Demand | None = None
 
-    def let_through(
-        self, wishes: Iterable[Wish], demand: Demand | None, view: View
-    ) -> Iterable[Wish]:
-        """Return the wishes to pass on.
-
-        Args:
-            wishes: What the policy inside wishes.
-            demand: The layer routed last in this step; None if there is none yet.
-            view: The present.
-        """
+    def let_through(self, wishes: Iterable[Wish], view: View) -> Iterable[Wish]:
+        """Return those of the wishes of the policy inside that are passed on."""
         return wishes
 
     def wants(self, demand: Demand | None, view: View) -> Iterable[Wish]:
-        """Return those wishes of the policy inside that are let through."""
-        return self.let_through(self.inner.wants(demand, view), demand, view)
+        """Return what is let through of what the policy inside wants."""
+        self.demand = demand
+        return self.let_through(self.inner.wants(demand, view), view)
 
     def asks(self, demand: Demand | None, view: View) -> Iterable[Question]:
         """Return what the policy inside asks."""
         return self.inner.asks(demand, view)
 
-    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the inner policy's
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the inner policy's question
         """Return the answer of the policy inside."""
         return self.inner.compute(name, question)
 
-    def on_answer(self, name: str, answer: Any, view: View) -> Iterable[Wish]:  # noqa: ANN401  as above
-        """Return those wishes of the policy inside that are let through."""
-        return self.let_through(self.inner.on_answer(name, answer, view), None, view)
+    def on_answer(self, name: str, answer: Any, view: View) -> Iterable[Wish]:  # noqa: ANN401
+        """Return what is let through of what the policy inside wants now."""
+        return self.let_through(self.inner.on_answer(name, answer, view), view)

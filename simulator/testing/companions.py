@@ -29,8 +29,11 @@ class KeepAtRandom(CachePolicy):
         return self.run.top_k * max(self.run.expert_bytes_L)
 
     def admit(self, expert: int, view: View) -> Verdict:
-        """Return either."""
-        return Verdict(int(self.run.rng.integers(2)))
+        """Return either, or transient where staging has taken the whole budget."""
+        run = self.run
+        if run.budget_bytes - self.staging_bytes() < run.size(expert):
+            return Verdict.TRANSIENT
+        return Verdict(int(run.rng.integers(2)))
 
     def choose_victim(self, evictable: Evictable, view: View) -> int:
         """Return any of those offered."""

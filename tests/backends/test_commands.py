@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from moesim.backends.commands import record
+from moesim.backends.reference.vocabulary import make_tokenizer
 from moesim.simulator.errors import InputError
 from moesim.traces import load
 
@@ -33,8 +34,6 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, make_model: Callable[[str], Any]) -> Path:
     """Return the folder of a tiny Mixtral with the byte-level tokenizer."""
-    from moesim.backends.reference.vocabulary import make_tokenizer
-
     path = tmp_path / "tiny-mixtral"
     make_model("Mixtral").save_pretrained(path)
     make_tokenizer().save_pretrained(path)
@@ -46,25 +45,39 @@ def test_a_folder_is_recorded(tmp_path: Path, folder: Path, prompts: Path) -> No
     first, second = tmp_path / "a.npz", tmp_path / "b.npz"
     for output in (first, second):
         done = run(folder, "--prompts", prompts, "-o", output, "--new-tokens", 4, "--device", "cpu")
-        assert 0 == done.exit_code, done.output
+        assert done.exit_code == 0, done.output
     assert first.read_bytes() == second.read_bytes()
     trace = load(first)
-    assert "tiny-mixtral" == trace.header.model
+    assert trace.header.model == "tiny-mixtral"
     assert str(trace.header.revision).startswith("sha256:")
-    assert ("x", "y") == trace.task_R
-    assert "greedy" == trace.header.sampling["method"]
-    assert {"router_probs_TLE", "look_in_TLHM", "look_in_score_TLHM", "token_T"} == set(trace.signals)
-    assert [256, 97, 98, 99] == trace.signals["token_T"][:4].tolist()
+    assert trace.task_R == ("x", "y")
+    assert trace.header.sampling["method"] == "greedy"
+    assert {"router_probs_TLE", "look_in_TLHM", "look_in_score_TLHM", "token_T"} == set(
+        trace.signals
+    )
+    assert trace.signals["token_T"][:4].tolist() == [256, 97, 98, 99]
 
 
 def test_signals_can_be_left_out(tmp_path: Path, folder: Path, prompts: Path) -> None:
     """``--signals none`` writes ids and gates alone."""
     output = tmp_path / "bare.safetensors"
-    done = run(folder, "--prompts", prompts, "-o", output, "--new-tokens", 2, "--signals", "none", "--max-prompts", 1)
-    assert 0 == done.exit_code, done.output
+    done = run(
+        folder,
+        "--prompts",
+        prompts,
+        "-o",
+        output,
+        "--new-tokens",
+        2,
+        "--signals",
+        "none",
+        "--max-prompts",
+        1,
+    )
+    assert done.exit_code == 0, done.output
     trace = load(output)
-    assert {} == dict(trace.signals)
-    assert 1 == trace.requests
+    assert dict(trace.signals) == {}
+    assert trace.requests == 1
 
 
 @pytest.mark.parametrize(
@@ -127,7 +140,7 @@ def test_without_torch_or_transformers_the_exit_code_is_3(
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     done = run("no/model", "--prompts", prompts, "-o", tmp_path / "t.npz")
-    assert 3 == done.exit_code
+    assert done.exit_code == 3
     assert f"recording needs {missing}; install it with" in done.output
 
 
@@ -135,5 +148,5 @@ def test_a_gpu_that_is_not_there_is_exit_code_3(tmp_path: Path, prompts: Path) -
     """A device beyond those present is unavailable, not a crash."""
     pytest.importorskip("torch", reason="torch counts the devices")
     done = run("no/model", "--prompts", prompts, "-o", tmp_path / "t.npz", "--device", "cuda:99")
-    assert 3 == done.exit_code
+    assert done.exit_code == 3
     assert "device cuda:99: this machine has" in done.output

@@ -58,7 +58,7 @@ def test_the_bias_of_deepseek_v3_is_part_of_its_rule(make_model: Callable[[str],
     rule = find_moe(make_model("DeepseekV3")).selection
     assert rule is not None
     assert rule.bias_LE is not None
-    assert [8, 8] == [len(row) for row in rule.bias_LE]
+    assert [len(row) for row in rule.bias_LE] == [8, 8]
     assert pytest.approx([-0.2, 0.2]) == [rule.bias_LE[0][0], rule.bias_LE[1][-1]]
 
 
@@ -68,7 +68,7 @@ def test_bytes_of_an_expert_are_those_of_its_matrices(make_model: Callable[[str]
     layer = find_moe(model).layers[0]
     in_layer = sum(parameter.numel() for parameter in layer.decoder_layer.parameters())
     one, rest = expert_bytes(layer, 2)
-    assert 3 * 32 * 16 * 2 == one
+    assert one == 3 * 32 * 16 * 2
     assert in_layer * 2 == 8 * one + rest
 
 

@@ -16,7 +16,16 @@ from moesim.backends.signals import SPECS  # noqa: E402
 from moesim.traces import RoutingTrace, TraceError  # noqa: E402
 
 # T tokens, L MoE layers, E experts of a layer, K chosen, H horizons, M top-m.
-FAMILIES = ["Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "GptOss", "DeepseekV2", "DeepseekV3", "Phimoe"]
+FAMILIES = [
+    "Mixtral",
+    "Qwen2Moe",
+    "Qwen3Moe",
+    "Olmoe",
+    "GptOss",
+    "DeepseekV2",
+    "DeepseekV3",
+    "Phimoe",
+]
 PROMPTS = ([5, 6, 7, 8, 9, 10, 11], [40, 41, 42], [250, 3, 9, 77])
 SAMPLING = Sampling(new_tokens=6, temperature=1.0, seed=3, ignore_eos=True)
 ORIGIN = Origin(model="tiny")
@@ -35,11 +44,11 @@ def test_a_recorded_trace_is_valid(make_model: MakeModel, family: str) -> None:
     """It keeps every promise of the schema; where a rule is known, it gives ids and gates."""
     trace = record_all(make_model(family))
     trace.validate(family)
-    assert "recorded" == trace.header.evidence
-    assert [7, 3, 4] == trace.prompt_tokens_R.tolist()
-    assert [6, 6, 6] == trace.output_tokens_R.tolist()
-    assert 7 + 3 + 4 + 3 * 5 == trace.tokens
-    assert ("task 7", "task 3", "task 4") == trace.task_R
+    assert trace.header.evidence == "recorded"
+    assert trace.prompt_tokens_R.tolist() == [7, 3, 4]
+    assert trace.output_tokens_R.tolist() == [6, 6, 6]
+    assert trace.tokens == 7 + 3 + 4 + 3 * 5
+    assert trace.task_R == ("task 7", "task 3", "task 4")
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "GptOss"])
@@ -145,7 +154,9 @@ def test_embeddings_are_means_over_the_step(make_model: MakeModel) -> None:
     table = model.get_input_embeddings().weight.detach().numpy()
     of_prompt = table[list(PROMPTS[0])].mean(axis=0)
     np.testing.assert_allclose(trace.signals["embedding_TD"][3], of_prompt, rtol=1e-2, atol=2e-3)
-    np.testing.assert_allclose(trace.signals["prompt_embedding_RD"][0], of_prompt, rtol=1e-2, atol=2e-3)
+    np.testing.assert_allclose(
+        trace.signals["prompt_embedding_RD"][0], of_prompt, rtol=1e-2, atol=2e-3
+    )
     own = table[trace.signals["token_T"][8]]
     np.testing.assert_allclose(trace.signals["embedding_TD"][8], own, rtol=1e-2, atol=2e-3)
 
@@ -157,8 +168,8 @@ def test_generation_ends_at_the_end_of_text(make_model: MakeModel) -> None:
     free = record(model, [Request(prompt=PROMPTS[0])], greedy, ORIGIN, signals=("token",))
     model.generation_config.eos_token_id = [299, int(free.signals["token_T"][8])]
     ended = record(model, [Request(prompt=PROMPTS[0])], Sampling(new_tokens=6), ORIGIN)
-    assert 2 == ended.output_tokens_R[0]
-    assert 8 == ended.tokens
+    assert ended.output_tokens_R[0] == 2
+    assert ended.tokens == 8
 
 
 def test_hooks_are_gone_afterwards(make_model: MakeModel) -> None:
@@ -167,8 +178,12 @@ def test_hooks_are_gone_afterwards(make_model: MakeModel) -> None:
     record_all(model)
     with pytest.raises(ModelError, match="exceed the model's context of 128"):
         record_all(model, sampling=Sampling(new_tokens=500))
-    assert 0 == sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    assert (
+        sum(
+            len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for module in model.modules()
+        )
+        == 0
     )
 
 
@@ -176,7 +191,9 @@ def test_a_router_that_is_not_known_gives_no_probabilities(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ids and gates are recorded all the same; signals that need its rule are refused by name."""
-    monkeypatch.delitem(__import__("moesim.backends.models", fromlist=["ROUTERS"]).ROUTERS, "MixtralTopKRouter")
+    monkeypatch.delitem(
+        __import__("moesim.backends.models", fromlist=["ROUTERS"]).ROUTERS, "MixtralTopKRouter"
+    )
     model = make_model("Mixtral")
     plain = record(model, [Request(prompt=PROMPTS[0])], SAMPLING, ORIGIN)
     plain.validate("plain")

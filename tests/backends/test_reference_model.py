@@ -1,6 +1,7 @@
 """The reference model: its recipe runs, and the weights that ship have learned."""
 
 import json
+import lzma
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from moesim.backends.reference.judge import (  # noqa: E402
     reuse,
     usage,
 )
+from moesim.backends.reference.learning import balance_loss  # noqa: E402
 from moesim.backends.reference.texts import pack_rows  # noqa: E402
 from moesim.backends.reference.vocabulary import make_tokenizer  # noqa: E402
 from moesim.traces import RoutingTrace, load  # noqa: E402
@@ -77,8 +79,8 @@ def test_balance_is_1_when_even_and_more_when_not() -> None:
     even = torch.eye(8).repeat(4, 1) * 20
     skewed = torch.zeros(32, 8)
     skewed[:, 0] = 20
-    assert pytest.approx(1.0, abs=1e-3) == float(train.balance_loss([even, even], 1))
-    assert 7.9 < float(train.balance_loss([skewed], 1))
+    assert pytest.approx(1.0, abs=1e-3) == float(balance_loss([even, even], 1))
+    assert float(balance_loss([skewed], 1)) > 7.9
 
 
 def test_the_tokenizer_is_the_bytes() -> None:
@@ -94,9 +96,9 @@ def test_the_recipe_runs_from_texts_to_report(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few steps on our own source code write a folder that loads, and a report that judges it."""
-    import lzma
-
-    sources = sorted((repository / "traces").glob("*.py")) + sorted((repository / "simulator").glob("*.py"))
+    sources = sorted((repository / "traces").glob("*.py")) + sorted(
+        (repository / "simulator").glob("*.py")
+    )
     code = "\f".join(path.read_text() for path in sources)
     (tmp_path / "code.txt.xz").write_bytes(lzma.compress(code.encode(), preset=0))
     entry = {"file": "code.txt.xz", "domain": "Python code", "open_licence": True}
@@ -106,11 +108,11 @@ def test_the_recipe_runs_from_texts_to_report(
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     train.main()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert 6 == report["provenance"]["steps"]
+    assert report["provenance"]["steps"] == 6
     assert report["curve"][-1][1] < report["curve"][0][1]
     assert report["trained"]["overall"]["bits_per_byte"] < report["untrained"]["bits_per_byte"]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert 1 == len(find_moe(loaded).layers)
+    assert len(find_moe(loaded).layers) == 1
 
 
 def test_baselines_know_simple_texts() -> None:
@@ -124,7 +126,7 @@ def test_usage_and_reuse_count_experts() -> None:
     """By hand: three tokens of one layer, two experts each."""
     expert_BSLK = np.array([[[[0, 1]], [[1, 2]], [[3, 4]]]], dtype=np.int16)
     np.testing.assert_allclose([[1 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3]], usage(expert_BSLK, 5))
-    assert 0.25 == reuse(expert_BSLK)
+    assert reuse(expert_BSLK) == 0.25
 
 
 def test_all_experts_allowed_changes_nothing(reference: Any, sample_rows: Any) -> None:
@@ -173,7 +175,16 @@ def test_the_weights_are_those_of_the_report_and_small(weights: Path) -> None:
     assert (weights / "model.safetensors").stat().st_size <= 24 * MiB
     report = json.loads((weights / "report.json").read_text())
     provenance = report["provenance"]
-    assert {"gpu", "driver", "torch", "transformers", "date", "seed", "steps", "texts_sha256"} <= set(provenance)
+    assert {
+        "gpu",
+        "driver",
+        "torch",
+        "transformers",
+        "date",
+        "seed",
+        "steps",
+        "texts_sha256",
+    } <= set(provenance)
     overall = report["trained"]["overall"]
     assert overall["bits_per_byte"] < overall["gzip"] < overall["bigram"]
     assert overall["random_routing"] >= overall["bits_per_byte"] + 2
@@ -184,10 +195,10 @@ def test_the_weights_are_those_of_the_report_and_small(weights: Path) -> None:
 def test_the_sample_is_several_tasks_with_prefill_and_decode(
     repository: Path, sample: RoutingTrace
 ) -> None:
-    """At least 4 tasks and 12 requests, 32–96 prompt bytes, at least 48 decode rows each."""
+    """At least 4 tasks and 12 requests, 32 to 96 prompt bytes, at least 48 decode rows each."""
     samples = repository / "traces" / "samples"
     assert (samples / "reference-12x32.npz").stat().st_size <= 2 * MiB
-    assert "recorded" == sample.header.evidence
+    assert sample.header.evidence == "recorded"
     assert len(set(sample.task_R)) >= 4
     assert sample.requests >= 12
     assert sample.prompt_tokens_R.min() >= 33
@@ -199,7 +210,10 @@ def test_the_sample_is_several_tasks_with_prefill_and_decode(
     tokenizer = make_tokenizer()
     for number, line in enumerate(lines):
         rows = (sample.request_T == number) & sample.is_prefill_T
-        assert tokenizer(json.loads(line)["prompt"]).input_ids == sample.signals["token_T"][rows].tolist()
+        assert (
+            tokenizer(json.loads(line)["prompt"]).input_ids
+            == sample.signals["token_T"][rows].tolist()
+        )
 
 
 def test_the_sample_can_be_recorded_again(reference: Any, sample: RoutingTrace) -> None:

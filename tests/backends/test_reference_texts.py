@@ -60,7 +60,7 @@ def test_no_long_line_that_is_held_out_is_learned(corpora: Path) -> None:
         for line in document.split(b"\n")
     }
     assert QUOTED.encode() in held_out
-    assert [] == [line for line in learned & held_out if len(line) >= 40]
+    assert [line for line in learned & held_out if len(line) >= 40] == []
     assert b"-" in learned & held_out
 
 
@@ -111,7 +111,7 @@ def test_a_long_document_is_cut_at_blank_lines() -> None:
 def test_rows_predict_every_token_once() -> None:
     """Each row begins with the last token of the one before."""
     rows = pack_rows([bytes(range(10)), bytes(range(20, 35))], row_tokens=9)
-    assert (3, 9) == rows.shape
+    assert rows.shape == (3, 9)
     joined = [int(rows[0, 0]), *rows[:, 1:].ravel().tolist()]
     assert [SEPARATOR, *range(10), SEPARATOR, *range(20, 33)] == joined
 
@@ -119,17 +119,18 @@ def test_rows_predict_every_token_once() -> None:
 def test_no_task_is_read_too_often_and_the_sum_is_kept() -> None:
     """A small task is capped at its epochs; the others take what it can't give."""
     given = share_rows({"small": 10, "large": 1_000}, wanted=900, most_epochs=4.0, power=0.5)
-    assert {"small": 40, "large": 860} == given
-    assert {"small": 40, "large": 4_000} == share_rows(
-        {"small": 10, "large": 1_000}, wanted=10**6, most_epochs=4.0, power=0.5
-    )
+    assert given == {"small": 40, "large": 860}
+    assert share_rows({"small": 10, "large": 1_000}, wanted=10**6, most_epochs=4.0, power=0.5) == {
+        "small": 40,
+        "large": 4_000,
+    }
 
 
 def test_prompts_are_pieces_of_held_out_documents(corpora: Path) -> None:
     """Each is a piece of a document of its own, between 33 and 96 bytes, the tasks in turns."""
     held_out = read_split([corpora], seed=1).held_out
     prompts = choose_prompts(held_out, ["python", "german"], each=4, seed=7)
-    assert ["python", "german"] * 4 == [prompt["task"] for prompt in prompts]
+    assert [prompt["task"] for prompt in prompts] == ["python", "german"] * 4
     for prompt in prompts:
         text = prompt["prompt"].encode()
         assert 33 <= len(text) <= 96
@@ -140,4 +141,4 @@ def test_prompts_are_pieces_of_held_out_documents(corpora: Path) -> None:
 
 def test_every_byte_has_a_character_of_its_own() -> None:
     """The byte-level alphabet is a bijection."""
-    assert 256 == len(set(byte_characters()))
+    assert len(set(byte_characters())) == 256

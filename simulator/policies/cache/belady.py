@@ -3,7 +3,7 @@
 from typing import Literal
 
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
-from moesim.simulator.policies.order import LowestFirst
+from moesim.simulator.policies.order import Key, LowestFirst
 from moesim.simulator.policies.quotas import staging_bytes
 from moesim.simulator.terms import Verdict
 
@@ -39,9 +39,10 @@ class Belady(CachePolicy):
         self._future = run.future
         self._staging_bytes = staging_bytes(run, staging) if admit == "bypass" else 0
         self._serial = 0
-        self._order = LowestFirst()  # by the negative of the next use
         self._next_use: dict[int, int] = {}
+        self._last_touch: dict[int, int] = {}
         self._touched: dict[int, int] = {}  # expert -> event of its last touch
+        self._order = LowestFirst(self._key)
         self._passing: set[int] = set()
         self._event = -1
         self._misses: list[int] = []
@@ -96,8 +97,12 @@ class Belady(CachePolicy):
 
     def _rank(self, expert: int, view: View) -> None:
         self._serial += 1
-        self._next_use[expert] = event = self._foresee(expert, view)
-        self._order.put(expert, -event, self._serial)
+        self._last_touch[expert] = self._serial
+        self._next_use[expert] = self._foresee(expert, view)
+        self._order.put(expert)
+
+    def _key(self, expert: int) -> Key:
+        return -self._next_use[expert], self._last_touch[expert], expert
 
     def _foresee(self, expert: int, view: View) -> int:
         event = self._future.next_use(expert, view.event)
@@ -107,7 +112,14 @@ class Belady(CachePolicy):
         """Return those of one layer's coming experts that are worth keeping, soonest used first."""
         size = self.run.size(coming[0])
         room_bytes = view.residency.free_bytes(self.run.layer(coming[0]))
-        may_leave = _MayLeave(self._touched, self._passing, view)
+
+        def may_leave(expert: int) -> bool:
+            return (
+                self._touched.get(expert) != view.event
+                and expert not in self._passing
+                and view.residency.is_resident(expert)
+            )
+
         leavers = iter(self._order.several(may_leave, len(coming) * self._leave_for_one))
         kept: set[int] = set()
         for expert in sorted(coming, key=self._next_use.__getitem__):
@@ -119,19 +131,3 @@ class Belady(CachePolicy):
             room_bytes -= size
             kept.add(expert)
         return kept
-
-
-class _MayLeave:
-    """The residents that this event does not use, which are those that the controller will offer."""
-
-    def __init__(self, touched: dict[int, int], passing: set[int], view: View) -> None:
-        self._touched = touched
-        self._passing = passing
-        self._view = view
-
-    def __contains__(self, expert: int) -> bool:
-        return (
-            self._touched.get(expert) != self._view.event
-            and expert not in self._passing
-            and self._view.residency.is_resident(expert)
-        )

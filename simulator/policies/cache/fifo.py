@@ -1,5 +1,7 @@
 """Evict the expert that came in first."""
 
+from collections import OrderedDict
+
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
 from moesim.simulator.policies.quotas import PerPool, Scope, split
 
@@ -18,7 +20,8 @@ class FirstInFirstOut(CachePolicy):
     def __init__(self, run: RunInfo, *, scope: Scope = "global") -> None:
         super().__init__(run)
         self._scope = scope
-        self._arrivals: PerPool[dict[int, None]] = PerPool(run, scope, dict)  # first come first
+        # First come first. An OrderedDict: a plain dict is searched past the holes at its old end.
+        self._arrivals: PerPool[OrderedDict[int, None]] = PerPool(run, scope, OrderedDict)
 
     def quotas_L(self) -> list[int] | None:
         """Return equal shares if the scope is per layer."""

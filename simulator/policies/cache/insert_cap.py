@@ -32,6 +32,8 @@ class InsertCap(CacheGuard):
             raise InputError(f"cache policy insert_cap: option limit={limit}: expected at least 0")
         self._limit = limit
         self._staging_bytes = inner.staging_bytes() or staging_bytes(run, staging)
+        room_bytes = run.budget_bytes - self._staging_bytes
+        self._room_L = self.quotas_L() or [room_bytes] * run.layers
         self._event = -1
         self._inserted = 0
 
@@ -50,7 +52,8 @@ class InsertCap(CacheGuard):
         """Return what the policy says while the event's insertions last."""
         if view.event != self._event:
             self._event, self._inserted = view.event, 0
-        if self._inserted >= self._limit:
+        fits = self._room_L[self.run.layer(expert)] >= self.run.size(expert)
+        if not fits or self._inserted >= self._limit:
             return Verdict.TRANSIENT
         verdict = self.inner.admit(expert, view)
         self._inserted += verdict is Verdict.KEEP

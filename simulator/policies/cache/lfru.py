@@ -1,5 +1,7 @@
 """Evict the expert with the fewest uses for the time since the last one."""
 
+from math import inf
+
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
 from moesim.simulator.policies.quotas import PerPool, Scope, split
 from moesim.simulator.policies.uses import Count, Uses
@@ -21,9 +23,7 @@ class LeastFrequentRecentlyUsed(CachePolicy):
 
     paper = "tinyserve cache_policy.py; vLLM pull request 37190"
 
-    def __init__(
-        self, run: RunInfo, *, count: Count = "in_cache", scope: Scope = "global"
-    ) -> None:
+    def __init__(self, run: RunInfo, *, count: Count = "in_cache", scope: Scope = "global") -> None:
         super().__init__(run)
         self._scope = scope
         self._clock = 0
@@ -37,12 +37,14 @@ class LeastFrequentRecentlyUsed(CachePolicy):
 
     def on_touch(self, expert: int, view: View) -> None:
         """Count the use, whether the expert is here or not."""
-        self._put(expert, self._uses.count(expert, view.event))
+        self._uses.add(expert, view.event)
+        self._put(expert)
 
     def on_admit(self, expert: int, view: View) -> None:
         """Rank a prefetched expert; one just touched is ranked already."""
         if expert not in self._rank:
-            self._put(expert, self._uses.enter(expert))
+            self._uses.enter(expert)
+            self._put(expert)
 
     def on_evict(self, expert: int, view: View) -> None:
         """Take the expert out of the ranking."""
@@ -52,22 +54,23 @@ class LeastFrequentRecentlyUsed(CachePolicy):
     def choose_victim(self, evictable: Evictable, view: View) -> int:
         """Return the lowest score that may leave; ties to the least recently used."""
         now = self._clock + 1
-        lowest: tuple[float, int, int] | None = None
+        lowest, lowest_at, victim = inf, now, -1
         for uses, last_use in self._last_use.offered(evictable).items():
             for expert, at in last_use.items():
-                if expert in evictable:
-                    key = (uses / (now - at), at, expert)
-                    if lowest is None or key < lowest:
-                        lowest = key
+                score = uses / (now - at)
+                if score > lowest or (score == lowest and at > lowest_at):
                     break
-        if lowest is None:
+                if expert in evictable:
+                    lowest, lowest_at, victim = score, at, expert
+                    break
+        if victim < 0:
             raise LookupError
-        return lowest[2]
+        return victim
 
-    def _put(self, expert: int, uses: float) -> None:
+    def _put(self, expert: int) -> None:
         self._take_out(expert)
         self._clock += 1
-        self._rank[expert] = uses
+        self._rank[expert] = uses = self._uses.of[expert]
         self._last_use.of(expert).setdefault(uses, {})[expert] = self._clock
 
     def _take_out(self, expert: int) -> None:

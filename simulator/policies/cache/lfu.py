@@ -2,7 +2,7 @@
 
 from moesim.simulator.errors import InputError
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
-from moesim.simulator.policies.order import LowestFirst
+from moesim.simulator.policies.order import Key, LowestFirst
 from moesim.simulator.policies.quotas import PerPool, Scope, split
 from moesim.simulator.policies.uses import Count, Uses
 
@@ -44,8 +44,9 @@ class LeastFrequentlyUsed(CachePolicy):
         self._weight = 1.0
         self._event = -1
         self._serial = 0
+        self._touched: dict[int, int] = {}
         self._uses = Uses(count)
-        self._order: PerPool[LowestFirst] = PerPool(run, scope, LowestFirst)
+        self._order = PerPool(run, scope, lambda: LowestFirst(self._key))
 
     def quotas_L(self) -> list[int] | None:
         """Return equal shares if the scope is per layer."""
@@ -53,34 +54,40 @@ class LeastFrequentlyUsed(CachePolicy):
 
     def on_touch(self, expert: int, view: View) -> None:
         """Count the use, whether the expert is here or not."""
-        if view.event != self._event:
-            self._event = view.event
+        event = view.event
+        if event != self._event:
+            self._event = event
             self._grow()
+        self._uses.add(expert, event, self._weight)
         self._serial += 1
-        uses = self._uses.count(expert, view.event, self._weight)
-        self._order.of(expert).put(expert, uses, self._serial)
+        self._touched[expert] = self._serial
 
     def on_admit(self, expert: int, view: View) -> None:
-        """Rank a prefetched expert; one just touched is ranked already."""
-        order = self._order.of(expert)
-        if expert not in order:
+        """Rank the expert; a prefetched one is the youngest of its uses."""
+        if expert not in self._touched:
+            self._uses.enter(expert, self._weight)
             self._serial += 1
-            order.put(expert, self._uses.enter(expert, self._weight), self._serial)
+            self._touched[expert] = self._serial
+        self._order.of(expert).put(expert)
 
     def on_evict(self, expert: int, view: View) -> None:
         """Take the expert out of the ranking."""
         self._order.of(expert).drop(expert)
         self._uses.leave(expert)
+        self._touched.pop(expert, None)
 
     def choose_victim(self, evictable: Evictable, view: View) -> int:
         """Return the least used that may leave."""
         return self._order.offered(evictable).lowest(evictable)
 
+    def _key(self, expert: int) -> Key:
+        return self._uses.of[expert], self._touched[expert], expert
+
     def _grow(self) -> None:
         self._weight *= self._growth
         if self._weight > _LARGEST_WEIGHT:
-            factor = 1 / self._weight
-            self._uses.rescale(factor)
-            for order in self._order.books:
-                order.rescale(factor)
+            for expert in self._uses.of:
+                self._uses.of[expert] /= self._weight
             self._weight = 1.0
+            for order in self._order.books:
+                order.rebuild()

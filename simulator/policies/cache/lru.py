@@ -1,5 +1,7 @@
 """Evict the expert that has gone unused for longest."""
 
+from collections import OrderedDict
+
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
 from moesim.simulator.policies.quotas import PerPool, Scope, split
 
@@ -18,7 +20,8 @@ class LeastRecentlyUsed(CachePolicy):
     def __init__(self, run: RunInfo, *, scope: Scope = "global") -> None:
         super().__init__(run)
         self._scope = scope
-        self._ages: PerPool[dict[int, None]] = PerPool(run, scope, dict)  # oldest first
+        # Oldest first. An OrderedDict: a plain dict is searched past the holes at its old end.
+        self._ages: PerPool[OrderedDict[int, None]] = PerPool(run, scope, OrderedDict)
 
     def quotas_L(self) -> list[int] | None:
         """Return equal shares if the scope is per layer."""
@@ -27,8 +30,8 @@ class LeastRecentlyUsed(CachePolicy):
     def on_touch(self, expert: int, view: View) -> None:
         """Move the expert to the young end."""
         ages = self._ages.of(expert)
-        ages.pop(expert, None)
         ages[expert] = None
+        ages.move_to_end(expert)
 
     def on_admit(self, expert: int, view: View) -> None:
         """Let a prefetched expert in at the young end; one just touched is there already."""

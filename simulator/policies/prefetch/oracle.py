@@ -59,5 +59,14 @@ class Oracle(PrefetchPolicy):
         if not demanded:
             return []
         rng = self.run.rng
-        right = [e for e, drawn in zip(demanded, rng.random(len(demanded)), strict=True) if drawn < self._recall]
-        ...
+        drawn = rng.random(len(demanded)) < self._recall
+        named = [expert for expert, is_named in zip(demanded, drawn, strict=True) if is_named]
+        expected_wrong = len(named) * self._wrong_per_right
+        wrong = int(expected_wrong) + int(rng.random() < expected_wrong % 1)
+        if wrong:
+            first = self.run.layer(demanded[0]) * self.run.experts
+            others = sorted({*range(first, first + self.run.experts)}.difference(demanded))
+            chosen = rng.permutation(len(others))[:wrong]
+            named += [others[at] for at in chosen]
+            named = [named[at] for at in rng.permutation(len(named))]
+        return named
