@@ -294,6 +294,7 @@ class Controller:
             leased[expert] = 0
             if expert in loading:
                 late.append(expert)
+                self._leaving.discard(expert)
                 if expert in fresh:
                     counts.bytes_prefetch_late += fresh.pop(expert)
             else:
@@ -328,18 +329,18 @@ class Controller:
                 if device.kind == "gpu":
                     handed_over += self._run_on_gpu(device, experts, demand.tokens)
         if handed_over != len(demand.tokens):
-            planned = sorted(expert for group in groups for expert in group.experts)
-            raise PolicyError(
-                f"{type(self._schedule).__name__} planned {planned} for layer {demand.layer}, "
-                f"which needs each of {sorted(demand.experts)} once"
-            )
+            raise self._no_partition(groups, demand)
 
     def _copy_misses(self, groups: Sequence[Group], demand: Demand) -> list[tuple[int, Pool]]:
         """Hand over the copies of what runs on the GPU; return those that found no room."""
         on_cpu: list[int] = []
+        planned = 0
         for device, experts in groups:
+            planned += len(experts)
             if device is not GPU and device.kind == "cpu":
                 on_cpu += experts
+        if planned != len(demand.tokens):
+            raise self._no_partition(groups, demand)
         pool = self.residency.cache_L[demand.layer]
         waiting = []
         for expert in demand.misses:
@@ -351,14 +352,24 @@ class Controller:
                 waiting.append((expert, pool))
         return waiting
 
+    def _no_partition(self, groups: Sequence[Group], demand: Demand) -> PolicyError:
+        planned = sorted(expert for group in groups for expert in group.experts)
+        return PolicyError(
+            f"{type(self._schedule).__name__} planned {planned} for layer {demand.layer}, "
+            f"which needs each of {sorted(demand.experts)} once"
+        )
+
     def _run_on_gpu(self, device: Device, experts: Sequence[int], tokens: Mapping[int, int]) -> int:
         """Hand over the run of those that have room and have not run; return how many they are."""
         leased, loading = self.residency.leased, self.residency.loading
-        ready = [expert for expert in experts if leased.get(expert) == 0]
-        if ready:
-            self._numbers = number = self._numbers + 1
-            for expert in ready:
+        number = self._numbers + 1
+        ready = []
+        for expert in experts:
+            if leased.get(expert) == 0:
                 leased[expert] = number
+                ready.append(expert)
+        if ready:
+            self._numbers = number
             counts = tuple([tokens[expert] for expert in ready])
             after = tuple([loading[expert] for expert in ready if expert in loading])
             self._out.append(Run(number, tuple(ready), counts, device, after))
@@ -382,32 +393,40 @@ class Controller:
         return len(tokens.keys() & set(experts))
 
     def _next_wave(self, waiting: list[tuple[int, Pool]]) -> list[tuple[int, Pool]]:
-        """Give waiting experts the room of members that were handed over, oldest first (rule 7)."""
-        leased, loading = self.residency.leased, self.residency.loading
+        """Give waiting experts the room of members that were handed over, oldest first (rule 7).
+
+        Where prefetches hold all the room they are given up, oldest first: a demand is never
+        refused. One that is under way may be, since the copies of one engine end in order.
+        """
+        leased = self.residency.leased
         members = sorted((run, expert) for expert, run in leased.items() if run)
-        begun = False
-        while waiting:
-            expert, pool = waiting[0]
+        for at, (expert, pool) in enumerate(waiting):
             size = self.residency.size(expert)
             runs = []
-            for run, member in list(members):
-                if pool.free_bytes >= size:
-                    break
-                if member in pool.rooms:
-                    runs.append(run)
-                    members.remove((run, member))
-                    del leased[member]
-                    loading.pop(member, None)
-                    self._evict(member, pool)
-            if not self._copy_into(pool, expert, DEMAND, tuple(dict.fromkeys(runs))):
-                if not begun:
-                    raise PolicyError(
-                        f"expert {expert} of {size} bytes was given a pool of {pool.capacity_bytes}"
-                    )
-                break
-            begun = True
-            del waiting[0]
-        return waiting
+            while pool.free_bytes < size:
+                member = next((m for m in members if m[1] in pool.rooms), None)
+                if member is not None:
+                    members.remove(member)
+                    runs.append(member[0])
+                    del leased[member[1]]
+                    self._evict(member[1], pool)
+                elif at > 0:
+                    return waiting[at:]
+                else:
+                    self._give_up_prefetch(expert, pool)
+            self._copy_into(pool, expert, DEMAND, tuple(dict.fromkeys(runs)))
+        return []
+
+    def _give_up_prefetch(self, expert: int, pool: Pool) -> None:
+        leased = self.residency.leased
+        oldest = next((e for e in pool.rooms if e not in leased), None)
+        if oldest is None:
+            raise PolicyError(
+                f"{type(self._cache).__name__} sends expert {expert} to a pool of "
+                f"{pool.capacity_bytes} bytes, which cannot hold it"
+            )
+        self._leaving.discard(oldest)
+        self._evict(oldest, pool)
 
     def _end_event(self) -> None:
         """Release what the last event used: its runs have ended (rules 1 and 3)."""
@@ -447,7 +466,6 @@ class Controller:
                 raise PolicyError(
                     f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
                 )
-            self.counts.evictions += 1
             self._evict(victim, pool)
         place = pool.take(expert, size)
         self._numbers = number = self._numbers + 1
@@ -465,7 +483,10 @@ class Controller:
         return True
 
     def _evict(self, expert: int, pool: Pool) -> None:
+        self.residency.loading.pop(expert, None)
         pool.release(expert, self.residency.size_L[expert // self._experts])
+        if pool is not self.residency.staging:
+            self.counts.evictions += 1
         if expert in self._fresh:
             self.counts.bytes_prefetch_wasted += self._fresh.pop(expert)
         self._cache.on_evict(expert, self._view)

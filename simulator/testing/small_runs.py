@@ -18,6 +18,7 @@ from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.runs import Prepared, RunSpec
 from moesim.simulator.testing.adversary import AdversarialDriver, Choose
 from moesim.simulator.testing.tiny import tiny_trace
+from moesim.simulator.testing.witness import Witness
 from moesim.traces import RoutingTrace
 
 EXPERT_BYTES = 1_000_000
@@ -137,7 +138,7 @@ def adversarial(
 
 
 def engine(
-    run: Prepared, controller: Controller, *, keep_spans: bool = True
+    run: Prepared, controller: Controller | Witness, *, keep_spans: bool = True
 ) -> SimpyEngine:
     """Return the reference engine for the run under a controller; ``run()`` it."""
     sizes_L, experts = run.sizes_L, run.spec.trace.experts

@@ -8,6 +8,7 @@ with the number of the law in INVARIANTS.md.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from moesim.simulator.controller import Controller
 from moesim.simulator.messages import (
@@ -70,6 +71,10 @@ class Witness:
     def listens(self) -> bool:
         """Whether the end of a copy could be answered."""
         return self.controller.listens
+
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the policy's own
+        """Answer an ask as the controller's policy does."""
+        return self.controller.compute(name, question)
 
     def handle(self, facts: list[Fact], now_ns: int) -> list[Command]:
         """Pass facts on, and check what comes back.

@@ -1,6 +1,8 @@
-"""Replays a trace without a clock and checks the books."""
+"""Replays a trace without a clock and checks the books; lets tests import what lies beside them."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ from moesim.simulator.engine_counts import count
 from moesim.simulator.ledger import Counts
 from moesim.simulator.testing import small_run
 from moesim.traces import RoutingTrace
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 Replay = Callable[..., Counts]
 """(trace, cache policy, **options of `small_run`) -> counts."""

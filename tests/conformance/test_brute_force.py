@@ -1,24 +1,14 @@
 """Built-in cache policies against caches written the plain way, on small random streams."""
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naive import SCORES, copies, fewest_copies
 
 from moesim.simulator.demands import Workload
-from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import Copy
 from moesim.simulator.testing import counted, logged, small_run, trace_of
 from moesim.traces import RoutingTrace
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from naive import SCORES, copies, fewest_copies
-
-Replay = Callable[..., Counts]
 
 
 @st.composite
