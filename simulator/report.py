@@ -27,7 +27,8 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
     band = f"± {row['band'] * 100:.0f} %"
     yield (
         "policies",
-        f"cache {row['cache']}, prefetch {row['prefetch']}, schedule {row['schedule']}",
+        f"cache {row['cache']}, prefetch {row['prefetch']}, schedule {row['schedule']}; "
+        f"runtime {row['runtime']}",
     )
     if row["mean_tpot_ms"] is not None:
         yield (

@@ -9,7 +9,7 @@ __all__ = ["LayerStreaming"]
 
 
 class LayerStreaming(PrefetchPolicy):
-    """All experts of the layer that lies ``step`` layers ahead, wrapping to the next step's first.
+    """All experts of the layer ``step`` layers ahead, wrapping to the first of the next step.
 
     Streaming needs room for ``step + 1`` whole layers. The engines that do it copy a layer to its
     end whatever the router chooses; here what was not handed over when the router has chosen is

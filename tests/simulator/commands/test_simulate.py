@@ -196,8 +196,8 @@ def test_the_timeline_opens_as_chrome_json(simulate, tmp_path: Path):
     target = tmp_path / "t.json.gz"
     assert simulate(*TIGHT, "--timeline", target, "--quiet").code == 0
     document = json.loads(gzip.decompress(target.read_bytes()))
-    names = {e["args"]["name"] for e in document["traceEvents"] if e["ph"] == "M"}
-    assert {"host", "gpu", "h2d"} <= names
+    names = {e["args"]["name"] for e in document["traceEvents"] if e["name"] == "thread_name"}
+    assert {"host thread", "GPU compute"} <= names
 
 
 def test_the_plot_is_a_picture(simulate, tmp_path: Path):

@@ -18,15 +18,15 @@ class RoundCosts:
         """Return 100 ns for each byte."""
         return 100 * nbytes
 
-    def experts_gpu_ns(self, layer: int, tokens_per_expert: Sequence[int]) -> int:
+    def experts_gpu_ns(self, _layer: int, tokens_per_expert: Sequence[int]) -> int:
         """Return 10 ns for each token of each expert."""
         return 10 * sum(tokens_per_expert)
 
-    def expert_cpu_ns(self, layer: int, tokens: int) -> int:
+    def expert_cpu_ns(self, _layer: int, tokens: int) -> int:
         """Return 50 ns for each token."""
         return 50 * tokens
 
-    def layer_ns(self, layer: int) -> int:
+    def layer_ns(self, _layer: int) -> int:
         """Return 180 ns."""
         return 180
 
@@ -56,7 +56,7 @@ def make_run() -> MakeRun:
 
 @pytest.fixture
 def make_view() -> MakeView:
-    """Return a function (run, residents, **attributes of View) -> view of a cache that holds them."""
+    """Return a function (run, residents, **attributes of View) -> view of a cache with these in."""
 
     def make(run: RunInfo, residents: Sequence[int] = (), **attributes: Any) -> View:
         residency = Residency(run.expert_bytes_L, run.experts, run.top_k, run.budget_bytes, None, 0)

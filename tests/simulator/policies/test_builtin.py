@@ -1,7 +1,6 @@
 """What holds for every policy that ships, found by listing them."""
 
 import inspect
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -65,9 +64,6 @@ def test_a_policy_serves_a_trace_and_its_books_balance(axis: Axis, text: str) ->
     )
     assert counts.bytes_total == counts.bytes_demand + prefetched
     assert counts.bytes_total == counts.copies * 1_000_000
-    assert counts.bytes_demand == (counts.misses - counts.cpu_experts) * 1_000_000 or (
-        counts.cpu_experts > counts.misses
-    )
 
 
 @pytest.mark.parametrize(("axis", "text"), [*BUILT_IN, *VARIANTS])
@@ -182,4 +178,3 @@ def test_experts_of_unequal_size_are_counted_in_bytes() -> None:
         count(controller, run.workload(), budget_bytes=9_300_000)
         controller.residency.check()
         assert 0 < controller.counts.peak_expert_bytes <= 9_300_000
-        assert replace(controller.counts).demands == controller.counts.demands
