@@ -38,7 +38,7 @@ class Device(NamedTuple):
     """What an expert runs on."""
 
     kind: str
-    index: int = 0
+    number: int = 0
 
 
 GPU = Device("gpu")
