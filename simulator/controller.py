@@ -22,7 +22,6 @@ from moesim.simulator.messages import (
     Ask,
     BudgetChanged,
     Command,
-    Copy,
     CopyEnded,
     CpuRunEnded,
     Fact,
@@ -50,12 +49,8 @@ from moesim.simulator.policies.base import (
 )
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool, Residency
-from moesim.simulator.terms import ALL, GPU, RAM, Cause, Device, Verdict
-
-DEMAND, PREFETCH = Cause.DEMAND, Cause.PREFETCH
-
-DEFAULT_WINDOW_BYTES = 16 << 20
-"""Prefetches are handed over while fewer bytes than these are unfinished (4.1 rule 4)."""
+from moesim.simulator.terms import GPU, Cause, Device
+from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES, Outbox, Transfers
 
 
 class Controller:
@@ -85,7 +80,6 @@ class Controller:
         self._cache = cache
         self._prefetch = prefetch
         self._schedule = schedule
-        self._window_bytes = window_bytes
         self.residency = Residency(
             run.expert_bytes_L,
             run.experts,
@@ -96,10 +90,10 @@ class Controller:
         )
         self._view = View(self.residency)
         self._queue = PrefetchQueue(run.experts)
-        self._numbers = 0
-        self._copies: dict[int, tuple[int, int]] = {}  # number -> (expert, bytes), until reported
-        self._fresh: dict[int, int] = {}  # prefetched and not yet demanded -> bytes
-        self._leaving: set[int] = set()  # staged, not demanded when it could be, still loading
+        self._out = Outbox()
+        self._transfers = Transfers(
+            cache, self.residency, self._view, self.counts, self._out, window_bytes
+        )
         self._cpu_runs: set[int] = set()
         self._asked: set[int] = set()
         self._layer_open = -1  # the layer whose LayerDone waits for CPU runs
@@ -108,8 +102,6 @@ class Controller:
         self._may_form = False
         self._waiting: list[int] = []
         self._running: list[int] = []
-        self._out: list[Command] = []
-        self._admits = _overrides(cache, CachePolicy, "admit")
         self._touches = _overrides(cache, CachePolicy, "on_touch")
         self._ends_events = _overrides(cache, CachePolicy, "on_event_end")
         self._prefetches = _overrides(prefetch, PrefetchPolicy, "wants")
@@ -120,7 +112,7 @@ class Controller:
             RequestEnded: self._request_ended,
             StepBegan: self._step_began,
             LayerRouted: self._layer_routed,
-            CopyEnded: self._copy_ended,
+            CopyEnded: self._transfers.copy_ended,
             CpuRunEnded: self._cpu_run_ended,
             Answered: self._answered,
             StepEnded: self._step_ended,
@@ -168,15 +160,14 @@ class Controller:
         if now_ns < self._view.now_ns:
             raise ProtocolError(f"the clock went back from {self._view.now_ns} to {now_ns} ns")
         self._view.now_ns = now_ns
-        out: list[Command] = []
-        self._out = out
+        out = self._out.commands = []
         on = self._on
         for fact in facts:
             on[type(fact)](fact)
         if self._may_form and not self._step_open:
             self._form()
         if self._queue:
-            self._hand_over_prefetches()
+            self._transfers.hand_over(self._queue)
         if self.log is not None:
             self.log.append((list(facts), now_ns, list(out)))
         return out
@@ -185,8 +176,7 @@ class Controller:
         """End the books: what was prefetched and never demanded is wasted."""
         if self._cpu_runs or self._layer_open >= 0 or self._step_open:
             raise ProtocolError("the run ended in the middle of a step")
-        self.counts.bytes_prefetch_wasted += sum(self._fresh.values())
-        self._fresh.clear()
+        self._transfers.close()
         self.counts.peak_expert_bytes = self.residency.peak_bytes
 
     # Requests and steps
@@ -197,14 +187,7 @@ class Controller:
                 f"the run began with {fact.budget_bytes} bytes for experts, "
                 f"the policies were told {self._run.budget_bytes}"
             )
-        for expert in fact.residents:
-            size = self.residency.size(expert)
-            pool = self.residency.cache_L[expert // self._experts]
-            if pool.free_bytes < size:
-                raise ProtocolError(f"no room for initial expert {expert}")
-            pool.take(expert, size)
-            self._cache.on_admit(expert, self._view)
-            self.counts.bytes_initial += size
+        self._transfers.place(fact.residents)
 
     def _request_arrived(self, fact: RequestArrived) -> None:
         self._waiting.append(fact.request)
@@ -217,13 +200,13 @@ class Controller:
         requests = tuple(self._schedule.form(self._waiting, self._running, self._view))
         self._may_form = False
         if not requests:
-            self._out.append(Wait())
+            self._out.commands.append(Wait())
             return
         for request in requests:
             if request in self._waiting:
                 self._waiting.remove(request)
                 self._running.append(request)
-        self._out.append(FormStep(requests, (None,) * len(requests)))
+        self._out.commands.append(FormStep(requests, (None,) * len(requests)))
 
     def _step_began(self, fact: StepBegan) -> None:
         if self._step_open:
@@ -267,7 +250,7 @@ class Controller:
         if self._cpu_runs:
             self._layer_open = fact.layer
         else:
-            self._out.append(LayerDone(fact.layer))
+            self._out.commands.append(LayerDone(fact.layer))
         if self._ends_events:
             self._cache.on_event_end(view)
         if self._prefetches or self._asks:
@@ -275,7 +258,7 @@ class Controller:
 
     def _judge(self, fact: LayerRouted) -> Demand:
         """Tell hits from late ones and misses, lease what is here, settle prefetches (rule 5)."""
-        residency, fresh, counts = self.residency, self._fresh, self.counts
+        residency, transfers, counts = self.residency, self._transfers, self.counts
         loading, leased = residency.loading, residency.leased
         rooms = residency.cache_L[fact.layer].rooms
         staged = residency.staging.rooms
@@ -292,15 +275,9 @@ class Controller:
                 misses.append(expert)
                 continue
             leased[expert] = 0
-            if expert in loading:
-                late.append(expert)
-                self._leaving.discard(expert)
-                if expert in fresh:
-                    counts.bytes_prefetch_late += fresh.pop(expert)
-            else:
-                hits.append(expert)
-                if expert in fresh:
-                    counts.bytes_prefetch_useful += fresh.pop(expert)
+            (late if expert in loading else hits).append(expert)
+        if late or transfers.unused:
+            transfers.settle(hits, late)
         if self._queue:
             self._queue.cancel_layer(fact.layer)
         counts.demands += len(tokens)
@@ -341,14 +318,13 @@ class Controller:
                 on_cpu += experts
         if planned != len(demand.tokens):
             raise self._no_partition(groups, demand)
-        pool = self.residency.cache_L[demand.layer]
+        transfers = self._transfers
         waiting = []
         for expert in demand.misses:
             if on_cpu and expert in on_cpu:
                 continue
-            if self._admits:
-                pool = self._choose_pool(expert)
-            if not self._copy_into(pool, expert, DEMAND):
+            pool = transfers.choose_pool(expert)
+            if not transfers.copy_into(pool, expert, Cause.DEMAND):
                 waiting.append((expert, pool))
         return waiting
 
@@ -362,17 +338,17 @@ class Controller:
     def _run_on_gpu(self, device: Device, experts: Sequence[int], tokens: Mapping[int, int]) -> int:
         """Hand over the run of those that have room and have not run; return how many they are."""
         leased, loading = self.residency.leased, self.residency.loading
-        number = self._numbers + 1
+        number = self._out.number + 1
         ready = []
         for expert in experts:
             if leased.get(expert) == 0:
                 leased[expert] = number
                 ready.append(expert)
         if ready:
-            self._numbers = number
+            self._out.number = number
             counts = tuple([tokens[expert] for expert in ready])
             after = tuple([loading[expert] for expert in ready if expert in loading])
-            self._out.append(Run(number, tuple(ready), counts, device, after))
+            self._out.commands.append(Run(number, tuple(ready), counts, device, after))
         return len(ready)
 
     def _run_on_cpu(self, device: Device, experts: Sequence[int], tokens: Mapping[int, int]) -> int:
@@ -380,11 +356,11 @@ class Controller:
         if not experts:
             return 0
         leased = self.residency.leased
-        self._numbers = number = self._numbers + 1
+        self._out.number = number = self._out.number + 1
         self._cpu_runs.add(number)
         self.counts.cpu_experts += len(experts)
         counts = tuple([tokens.get(expert, 0) for expert in experts])
-        self._out.append(Run(number, tuple(experts), counts, device))
+        self._out.commands.append(Run(number, tuple(experts), counts, device))
         for expert in experts:
             if expert in leased:
                 leased[expert] = number
@@ -409,109 +385,29 @@ class Controller:
                     members.remove(member)
                     runs.append(member[0])
                     del leased[member[1]]
-                    self._evict(member[1], pool)
+                    self._transfers.evict(member[1], pool)
                 elif at > 0:
                     return waiting[at:]
                 else:
-                    self._give_up_prefetch(expert, pool)
-            self._copy_into(pool, expert, DEMAND, tuple(dict.fromkeys(runs)))
+                    self._transfers.give_up_prefetch(expert, pool)
+            after = tuple(dict.fromkeys(runs))
+            self._transfers.copy_into(pool, expert, Cause.DEMAND, after)
         return []
-
-    def _give_up_prefetch(self, expert: int, pool: Pool) -> None:
-        leased = self.residency.leased
-        oldest = next((e for e in pool.rooms if e not in leased), None)
-        if oldest is None:
-            raise PolicyError(
-                f"{type(self._cache).__name__} sends expert {expert} to a pool of "
-                f"{pool.capacity_bytes} bytes, which cannot hold it"
-            )
-        self._leaving.discard(oldest)
-        self._evict(oldest, pool)
 
     def _end_event(self) -> None:
         """Release what the last event used: its runs have ended (rules 1 and 3)."""
-        residency = self.residency
-        residency.leased.clear()
-        staged = residency.staging.rooms
-        if staged and self._view.layer >= 0:
-            layer = self._view.layer
-            for expert in [e for e in staged if e // self._experts == layer]:
-                if expert in residency.loading:
-                    self._leaving.add(expert)
-                else:
-                    self._evict(expert, residency.staging)
-
-    # Room and copies
-
-    def _choose_pool(self, expert: int) -> Pool:
-        if not self._admits or self._cache.admit(expert, self._view) is Verdict.KEEP:
-            return self.residency.cache_L[expert // self._experts]
-        return self.residency.staging
-
-    def _copy_into(
-        self, pool: Pool, expert: int, cause: Cause, after: tuple[int, ...] = ()
-    ) -> bool:
-        """Give the expert room in the pool, by eviction if need be, and hand its copy over."""
-        residency = self.residency
-        leased, loading = residency.leased, residency.loading
-        size = residency.size_L[expert // self._experts]
-        while pool.free_bytes < size:
-            if pool is residency.staging or not (
-                len(pool.rooms) > len(leased) + len(loading) or residency.can_evict(pool)
-            ):
-                return False
-            evictable = residency.evictable[pool.number]
-            victim = self._cache.choose_victim(evictable, self._view)
-            if victim not in evictable:
-                raise PolicyError(
-                    f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
-                )
-            self._evict(victim, pool)
-        place = pool.take(expert, size)
-        self._numbers = number = self._numbers + 1
-        loading[expert] = number
-        self._copies[number] = (expert, size)
-        self._view.queued_bytes += size
-        self.counts.copies += 1
-        if cause is DEMAND:
-            leased[expert] = 0
-            self.counts.bytes_demand += size
-        else:
-            self._fresh[expert] = size
-        self._cache.on_admit(expert, self._view)
-        self._out.append(Copy(number, expert, ALL, RAM, place, cause, after))
-        return True
-
-    def _evict(self, expert: int, pool: Pool) -> None:
-        self.residency.loading.pop(expert, None)
-        pool.release(expert, self.residency.size_L[expert // self._experts])
-        if pool is not self.residency.staging:
-            self.counts.evictions += 1
-        if expert in self._fresh:
-            self.counts.bytes_prefetch_wasted += self._fresh.pop(expert)
-        self._cache.on_evict(expert, self._view)
-
-    def _copy_ended(self, fact: CopyEnded) -> None:
-        try:
-            expert, size = self._copies.pop(fact.n)
-        except KeyError:
-            raise ProtocolError(f"copy {fact.n} ended but was not under way") from None
-        self._view.queued_bytes -= size
-        loading = self.residency.loading
-        if loading.get(expert) == fact.n:
-            del loading[expert]
-            if expert in self._leaving:
-                self._leaving.discard(expert)
-                self._evict(expert, self.residency.staging)
+        self.residency.leased.clear()
+        if self.residency.staging.rooms and self._view.layer >= 0:
+            self._transfers.clear_staging(self._view.layer)
 
     # Prefetch
 
     def _consult(self, demand: Demand | None) -> None:
         if self._asks:
             for name, question in self._prefetch.asks(demand, self._view):
-                self._numbers += 1
-                self._asked.add(self._numbers)
-                self._out.append(Ask(self._numbers, name, question))
+                self._out.number += 1
+                self._asked.add(self._out.number)
+                self._out.commands.append(Ask(self._out.number, name, question))
         for wish in self._prefetch.wants(demand, self._view):
             self._wish(wish.expert, wish.priority)
 
@@ -522,17 +418,6 @@ class Controller:
             )
         if not self.residency.has_room(expert):
             self._queue.put(expert, priority)
-
-    def _hand_over_prefetches(self) -> None:
-        """Hand over prefetches while the window has room, choosing victims now (rule 4)."""
-        view, queue = self._view, self._queue
-        while queue and (view.queued_bytes < self._window_bytes or not self._copies):
-            expert = queue.first()
-            if not self.residency.has_room(expert) and not self._copy_into(
-                self._choose_pool(expert), expert, PREFETCH
-            ):
-                return
-            queue.remove(expert)
 
     def _answered(self, fact: Answered) -> None:
         if fact.n not in self._asked:
@@ -548,7 +433,7 @@ class Controller:
             raise ProtocolError(f"CPU run {fact.n} ended but was not under way")
         self._cpu_runs.discard(fact.n)
         if not self._cpu_runs and self._layer_open >= 0:
-            self._out.append(LayerDone(self._layer_open))
+            self._out.commands.append(LayerDone(self._layer_open))
             self._layer_open = -1
 
     def _budget_changed(self, fact: BudgetChanged) -> None:

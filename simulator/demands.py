@@ -13,6 +13,7 @@ import numpy as np
 
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.messages import FormStep
+from moesim.simulator.signals import RequestSignals, merge
 from moesim.simulator.terms import Phase
 from moesim.traces import RoutingTrace
 
@@ -37,64 +38,69 @@ class _Open:
     at: int
     choices_TLK: list[list[list[int]]]
     gates_TLK: list[list[list[float]]] | None
-    by_layer: dict[str, list[Any]]
-    by_step: dict[str, list[Any]]
+    signals: RequestSignals
+
+    def begin(self) -> "_Part":
+        """Begin the next step."""
+        rows = self.steps[self.at]
+        before = self.steps[self.at - 1] if self.at else None
+        self.at += 1
+        return _Part(self, rows, before)
+
+
+class _Part(NamedTuple):
+    """What one request contributes to a step."""
+
+    open: _Open
+    rows: StepRows
+    before: StepRows | None
 
 
 class Step:
     """One forward pass of one or more requests."""
 
-    def __init__(
-        self, number: int, requests: tuple[int, ...], parts: list[tuple[_Open, StepRows]]
-    ) -> None:
+    def __init__(self, number: int, requests: tuple[int, ...], parts: list[_Part]) -> None:
         self.number = number
         self.requests = requests
-        self.parts = parts
-        self.phases = tuple(rows.phase for _, rows in parts)
-        self.tokens = sum(rows.end - rows.begin for _, rows in parts)
-        self.context_tokens = sum(rows.context_tokens for _, rows in parts)
-        self.tokens_out = tuple(int(rows.gives_token) for _, rows in parts)
-        self.signals = {
-            name: [
-                row for open_, rows in parts for row in open_.by_step[name][rows.begin : rows.end]
+        self.phases = tuple(part.rows.phase for part in parts)
+        self.tokens = sum(part.rows.end - part.rows.begin for part in parts)
+        self.context_tokens = sum(part.rows.context_tokens for part in parts)
+        self.tokens_out = tuple(int(part.rows.gives_token) for part in parts)
+        self.signals = merge(
+            [
+                part.open.signals.at_step(part.rows[:2], part.before[:2] if part.before else None)
+                for part in parts
             ]
-            for name in parts[0][0].by_step
-        }
+        )
+        self._parts = parts
 
     def choices(self, layer: int) -> list[int]:
         """Return the experts chosen in one layer, in touch order: by token, then by router rank."""
-        if len(self.parts) == 1:
-            open_, rows = self.parts[0]
+        if len(self._parts) == 1:
+            open_, rows, _ = self._parts[0]
             if rows.end - rows.begin == 1:
                 return open_.choices_TLK[rows.begin][layer]
         return [
             expert
-            for open_, rows in self.parts
+            for open_, rows, _ in self._parts
             for row in open_.choices_TLK[rows.begin : rows.end]
             for expert in row[layer]
         ]
 
     def gates(self, layer: int) -> list[float]:
         """Return the gate weights of ``choices``, or nothing where the trace has none."""
-        if self.parts[0][0].gates_TLK is None:
+        if self._parts[0].open.gates_TLK is None:
             return []
         return [
             gate
-            for open_, rows in self.parts
+            for open_, rows, _ in self._parts
             for row in (open_.gates_TLK or [])[rows.begin : rows.end]
             for gate in row[layer]
         ]
 
     def layer_signals(self, layer: int) -> Mapping[str, Any]:
         """Return the signals known once this layer is routed, each a list over the tokens."""
-        return {
-            name: [
-                row[layer]
-                for open_, rows in self.parts
-                for row in open_.by_layer[name][rows.begin : rows.end]
-            ]
-            for name in self.parts[0][0].by_layer
-        }
+        return merge([part.open.signals.at_layer(layer, part.rows[:2]) for part in self._parts])
 
 
 class Workload:
@@ -147,8 +153,7 @@ class Workload:
             open_ = self._open.get(request)
             if open_ is None:
                 open_ = self._open[request] = self._load(request)
-            parts.append((open_, open_.steps[open_.at]))
-            open_.at += 1
+            parts.append(open_.begin())
         self._steps_begun += 1
         return Step(self._steps_begun - 1, form.requests, parts)
 
@@ -164,8 +169,8 @@ class Workload:
         """Yield the choices of every layer event, requests one after another."""
         for request in range(self.requests):
             open_ = self._load(request)
-            for rows in open_.steps:
-                step = Step(0, (request,), [(open_, rows)])
+            for _ in open_.steps:
+                step = Step(0, (request,), [open_.begin()])
                 for layer in range(self.layers):
                     yield step.choices(layer)
 
@@ -186,14 +191,9 @@ class Workload:
             choices[t][layer] = []
             if gates is not None:
                 gates[t][layer] = []
-        by_layer: dict[str, list[Any]] = {}
-        by_step: dict[str, list[Any]] = {}
-        for name in self._signals:
-            known_at = trace.header.signals[name].known_at
-            values = np.asarray(trace.signals[name][rows]).tolist()
-            (by_layer if known_at == "layer_routed" else by_step)[name] = values
         steps = list(_steps(trace, rows))
-        return _Open(steps, 0, choices, gates, by_layer, by_step)
+        signals = RequestSignals(trace, request, rows, self._signals)
+        return _Open(steps, 0, choices, gates, signals)
 
 
 def _steps(trace: RoutingTrace, rows: slice) -> Iterator[StepRows]:

@@ -303,9 +303,7 @@ def _draw_outcomes(axes: Any, series: RunSeries) -> None:  # noqa: ANN401
     for name, share_L in zip(series.outcomes, shares_L, strict=True):
         if share_L.any():
             label = f"{name} {100 * sum(series.outcomes[name]) / max(1, total):.1f} %"
-            axes.bar(
-                range(len(share_L)), share_L, 0.9, below_L, color=COLOURS[name], label=label
-            )
+            axes.bar(range(len(share_L)), share_L, 0.9, below_L, color=COLOURS[name], label=label)
         below_L += share_L
     axes.set_ylim(0, 100)
     axes.margins(x=0.01)

@@ -32,7 +32,9 @@ def adversarial_driver() -> "Callable[..., AdversarialDriver]":
     def make(seed: int = 0, **options: Any) -> "AdversarialDriver":  # noqa: ANN401  small_run's own
         trace = options.pop("trace", None) or testing.tiny_trace()
         options.setdefault("slots", trace.layers * trace.experts // 2)
-        return testing.adversarial(testing.small_run(trace, seed=seed, **options), testing.seeded(seed))
+        return testing.adversarial(
+            testing.small_run(trace, seed=seed, **options), testing.seeded(seed)
+        )
 
     return make
 

@@ -135,6 +135,14 @@ class Residency:
         """Return the bytes of one expert."""
         return self.size_L[expert // self._experts]
 
+    def layer(self, expert: int) -> int:
+        """Return the MoE layer of an expert."""
+        return expert // self._experts
+
+    def cache_of(self, expert: int) -> Pool:
+        """Return the cache pool of an expert's layer."""
+        return self.cache_L[expert // self._experts]
+
     def pool_of(self, expert: int) -> Pool | None:
         """Return the pool in which the expert has room, or None."""
         cache = self.cache_L[expert // self._experts]

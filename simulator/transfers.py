@@ -1,0 +1,188 @@
+"""The copies under way and the room they fill: who comes in, who leaves for it, what came of it.
+
+What was handed over is irrevocable (design 4.1 rule 4). Room and victim are chosen when a copy is
+handed over, and the cache policy chooses among what may leave and nothing else.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from moesim.simulator.errors import PolicyError, ProtocolError
+from moesim.simulator.ledger import Counts
+from moesim.simulator.messages import Command, Copy, CopyEnded
+from moesim.simulator.policies.base import CachePolicy, View
+from moesim.simulator.prefetch_queue import PrefetchQueue
+from moesim.simulator.residency import Pool, Residency
+from moesim.simulator.terms import ALL, RAM, Cause, Verdict
+
+DEFAULT_WINDOW_BYTES = 16 << 20
+"""Prefetches are handed over while fewer bytes than these are unfinished (4.1 rule 4)."""
+
+DEMAND = Cause.DEMAND
+
+
+class Outbox:
+    """The commands of one answer, and the number given to the last of them."""
+
+    __slots__ = ("commands", "number")
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self.number = 0
+
+
+class Transfers:
+    """Hands copies over and keeps their books.
+
+    Attributes:
+        unused: Bytes of each expert that was prefetched and has not been demanded.
+    """
+
+    def __init__(
+        self,
+        cache: CachePolicy,
+        residency: Residency,
+        view: View,
+        counts: Counts,
+        out: Outbox,
+        window_bytes: int,
+    ) -> None:
+        self.unused: dict[int, int] = {}
+        self._cache = cache
+        self._admits = type(cache).admit is not CachePolicy.admit
+        self._residency = residency
+        self._view = view
+        self._counts = counts
+        self._out = out
+        self._window_bytes = window_bytes
+        self._copies: dict[int, tuple[int, int]] = {}  # number -> (expert, bytes), until reported
+        self._leaving: set[int] = set()  # staged, not demanded when it could be, still loading
+
+    def place(self, experts: Sequence[int]) -> None:
+        """Give room to what lies in VRAM before time zero."""
+        for expert in experts:
+            size = self._residency.size(expert)
+            pool = self._residency.cache_of(expert)
+            if pool.free_bytes < size:
+                raise ProtocolError(f"no room for initial expert {expert}")
+            pool.take(expert, size)
+            self._cache.on_admit(expert, self._view)
+            self._counts.bytes_initial += size
+
+    def choose_pool(self, expert: int) -> Pool:
+        """Return where the cache policy wants an expert that is about to be copied."""
+        if not self._admits or self._cache.admit(expert, self._view) is Verdict.KEEP:
+            return self._residency.cache_of(expert)
+        return self._residency.staging
+
+    def copy_into(self, pool: Pool, expert: int, cause: Cause, after: tuple[int, ...] = ()) -> bool:
+        """Give the expert room in the pool, by eviction if need be, and hand its copy over.
+
+        Returns:
+            False if nothing that may leave makes enough room; then nothing was done but evictions.
+        """
+        residency = self._residency
+        leased, loading = residency.leased, residency.loading
+        size = residency.size(expert)
+        while pool.free_bytes < size:
+            if pool is residency.staging or not (
+                len(pool.rooms) > len(leased) + len(loading) or residency.can_evict(pool)
+            ):
+                return False
+            evictable = residency.evictable[pool.number]
+            victim = self._cache.choose_victim(evictable, self._view)
+            if victim not in evictable:
+                raise PolicyError(
+                    f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
+                )
+            self.evict(victim, pool)
+        place = pool.take(expert, size)
+        out = self._out
+        out.number = number = out.number + 1
+        loading[expert] = number
+        self._copies[number] = (expert, size)
+        self._view.queued_bytes += size
+        self._counts.copies += 1
+        if cause is DEMAND:
+            leased[expert] = 0
+            self._counts.bytes_demand += size
+        else:
+            self.unused[expert] = size
+        self._cache.on_admit(expert, self._view)
+        out.commands.append(Copy(number, expert, ALL, RAM, place, cause, after))
+        return True
+
+    def evict(self, expert: int, pool: Pool) -> None:
+        """Take an expert's room back, be it resident or still loading."""
+        self._residency.loading.pop(expert, None)
+        pool.release(expert, self._residency.size(expert))
+        if pool is not self._residency.staging:
+            self._counts.evictions += 1
+        if expert in self.unused:
+            self._counts.bytes_prefetch_wasted += self.unused.pop(expert)
+        self._cache.on_evict(expert, self._view)
+
+    def give_up_prefetch(self, expert: int, pool: Pool) -> None:
+        """Take the room of the oldest prefetch in the pool for an expert that is demanded.
+
+        Raises:
+            PolicyError: The pool holds none; it is too small for the expert.
+        """
+        leased = self._residency.leased
+        oldest = next((e for e in pool.rooms if e not in leased), None)
+        if oldest is None:
+            raise PolicyError(
+                f"{type(self._cache).__name__} sends expert {expert} to a pool of "
+                f"{pool.capacity_bytes} bytes, which cannot hold it"
+            )
+        self._leaving.discard(oldest)
+        self.evict(oldest, pool)
+
+    def settle(self, hits: Iterable[int], late: Iterable[int]) -> None:
+        """Count prefetches that are demanded: useful if they were there, late if on their way."""
+        unused, counts = self.unused, self._counts
+        for expert in hits:
+            if expert in unused:
+                counts.bytes_prefetch_useful += unused.pop(expert)
+        for expert in late:
+            self._leaving.discard(expert)
+            if expert in unused:
+                counts.bytes_prefetch_late += unused.pop(expert)
+
+    def clear_staging(self, layer: int) -> None:
+        """Take the staging room of a layer's experts back, now or when their copy has ended."""
+        residency = self._residency
+        for expert in [e for e in residency.staging.rooms if residency.layer(e) == layer]:
+            if expert in residency.loading:
+                self._leaving.add(expert)
+            else:
+                self.evict(expert, residency.staging)
+
+    def copy_ended(self, fact: CopyEnded) -> None:
+        """Note that a copy is complete; its expert is resident, unless its room was given away."""
+        try:
+            expert, size = self._copies.pop(fact.n)
+        except KeyError:
+            raise ProtocolError(f"copy {fact.n} ended but was not under way") from None
+        self._view.queued_bytes -= size
+        loading = self._residency.loading
+        if loading.get(expert) == fact.n:
+            del loading[expert]
+            if expert in self._leaving:
+                self._leaving.discard(expert)
+                self.evict(expert, self._residency.staging)
+
+    def hand_over(self, queue: PrefetchQueue) -> None:
+        """Hand over prefetches while the window has room, choosing victims now (rule 4)."""
+        view = self._view
+        while queue and (view.queued_bytes < self._window_bytes or not self._copies):
+            expert = queue.first()
+            if not self._residency.has_room(expert) and not self.copy_into(
+                self.choose_pool(expert), expert, Cause.PREFETCH
+            ):
+                return
+            queue.remove(expert)
+
+    def close(self) -> None:
+        """Count what was prefetched and never demanded as wasted."""
+        self._counts.bytes_prefetch_wasted += sum(self.unused.values())
+        self.unused.clear()
