@@ -15,6 +15,7 @@ from moesim.hardware_profiles.figures import Kind
 from moesim.hardware_profiles.link import Route
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
 from moesim.hardware_profiles.runtime_schema import Decision
+from moesim.simulator.errors import CapabilityError
 from moesim.simulator.models.cost_shape import CostLayer, CostShape
 
 CopyKind = Literal["h2d", "d2h", "peer", "nvme"]
@@ -143,7 +144,7 @@ class CostModel:
             after_pause: Whether the link idled for `pause_threshold_ns` or more (h2d only).
 
         Raises:
-            ValueError: If the machine has no such link.
+            CapabilityError: If the machine has no such link.
         """
         key = (nbytes, kind, after_pause)
         known = self._copy_memo.get(key)
@@ -168,7 +169,7 @@ class CostModel:
         route = {"d2h": link.d2h, "peer": link.peer, "nvme": self.profile.nvme}[kind]
         if route is None:
             where = "link.peer" if kind == "peer" else "nvme"
-            raise ValueError(
+            raise CapabilityError(
                 f"machine {self.profile.name!r} has no {kind} copies; add {where} to its profile"
             )
         return route
@@ -274,11 +275,11 @@ class CostModel:
             while_copying: Whether copies to the GPU take their share of the DRAM meanwhile.
 
         Raises:
-            ValueError: If the runtime computes no experts on the CPU.
+            CapabilityError: If the runtime computes no experts on the CPU.
         """
         cpu = self.runtime.cpu_experts
         if cpu is None:
-            raise ValueError(
+            raise CapabilityError(
                 f"runtime {self.runtime.name!r} computes no experts on the CPU; choose a schedule "
                 "that does not ask for it, or add cpu_experts to the runtime's profile"
             )

@@ -1,14 +1,14 @@
 """Built-in cache policies against caches written the plain way, on small random streams."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import SCORES, copies, fewest_copies
 
 from moesim.simulator.demands import Workload
 from moesim.simulator.messages import Copy
 from moesim.simulator.testing import counted, logged, small_run, trace_of
-from moesim.traces import RoutingTrace
+from moesim.traces import RoutingTrace, synthetic
 
 
 @st.composite
@@ -39,6 +39,21 @@ def test_every_copy_is_that_of_the_plain_cache(policy: str, data: st.DataObject)
     assert expected == actual
 
 
+@pytest.mark.parametrize("policy", SCORES)
+def test_every_copy_of_a_long_run_is_that_of_the_plain_cache(policy: str) -> None:
+    """The same over thousands of events, where counts grow large and old scores are forgotten."""
+    trace = synthetic.zipf(
+        seed=7, layers=2, experts=24, top_k=2, requests=3, prompt_tokens=6, decode_tokens=500
+    )
+    slots = 20
+    assert slots >= _largest_event(trace)
+    expected = copies(list(Workload(trace).events()), slots, SCORES[policy])
+    controller = counted(small_run(trace, cache=policy, slots=slots))
+    actual = [command.expert for command in logged(controller) if isinstance(command, Copy)]
+    assert len(expected) > 1_000
+    assert expected == actual
+
+
 @given(data=st.data())
 def test_forced_belady_copies_as_little_as_any_choice_of_victims(data: st.DataObject) -> None:
     """No sequence of victims beats it where every expert that is copied stays."""
@@ -61,6 +76,7 @@ def test_belady_with_bypass_copies_as_little_as_any_choice(data: st.DataObject) 
     assert expected == actual
 
 
+@settings(max_examples=25)
 @given(data=st.data())
 def test_no_policy_copies_less_than_belady(data: st.DataObject) -> None:
     """Forced Belady is a lower bound for every cache that keeps what it copies, at equal room."""

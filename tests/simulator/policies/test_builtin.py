@@ -10,7 +10,7 @@ from moesim.simulator.engine_counts import count
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.simulator.ledger import Counts
 from moesim.simulator.registry import Axis
-from moesim.simulator.testing import sample_spec, small_run, tiny_trace
+from moesim.simulator.testing import check_policy, sample_spec, small_run, tiny_trace
 
 AXES: tuple[Axis, ...] = get_args(Axis)
 BUILT_IN = [(axis, name) for axis in AXES for name in registry.names(axis)]
@@ -72,6 +72,12 @@ def test_two_fresh_policies_count_alike(axis: Axis, text: str) -> None:
     first = served(axis, text, seed=3)
     served(axis, text, seed=4)
     assert first == served(axis, text, seed=3)
+
+
+@pytest.mark.parametrize(("axis", "name"), BUILT_IN)
+def test_a_policy_keeps_the_laws_whatever_ends_when(axis: Axis, name: str) -> None:
+    """It passes what strangers' policies must pass: adversarial orders, ties by age, no sharing."""
+    assert check_policy(sample_spec(axis, name), seeds=2).runs > 0
 
 
 @pytest.mark.parametrize(("axis", "name"), BUILT_IN)

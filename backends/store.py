@@ -1,0 +1,162 @@
+"""Where expert weights lie: one contiguous blob per expert in host memory, slots in an arena.
+
+One blob is one copy. In a blob the matrices stand one after another, as transformers stores them;
+a kernel finds them by the blob's byte offset in its arena and the matrix' own offset in the blob.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from moesim.backends.models import Model, ModelError, MoeLayer, MoeParts, find_moe
+
+# E experts of a layer, B bytes of a blob.
+
+ALIGNMENT_BYTES = 128
+"""Blobs and matrices begin at multiples of this, so that kernels see the same alignment anywhere.
+
+The experts of every model we know of are multiples of it already: nothing is padded.
+"""
+
+MATRICES = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One matrix of an expert, and where it begins in the expert's blob."""
+
+    name: str
+    begin_bytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def end_bytes(self) -> int:
+        """Where it ends in the blob."""
+        return self.begin_bytes + prod(self.shape) * self.dtype.itemsize
+
+    def view(self, arena_B: Tensor, offset_bytes: int) -> Tensor:
+        """Return the matrix of the blob that begins at an offset of an arena of bytes."""
+        begin, end = offset_bytes + self.begin_bytes, offset_bytes + self.end_bytes
+        return arena_B[begin:end].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobLayout:
+    """How the matrices of one expert of a layer follow one another, matrix by matrix."""
+
+    matrices: tuple[Matrix, ...]
+    blob_bytes: int
+
+    @classmethod
+    def of(cls, experts: nn.Module) -> Self:
+        """Read the layout off the fused parameters of an experts module of transformers 5.
+
+        Raises:
+            ModelError: The module keeps its weights otherwise, or does more than gate, up, down.
+        """
+        kind = type(experts).__name__
+        if not getattr(experts, "has_gate", False) or getattr(
+            experts, "has_post_expert_norm", False
+        ):
+            raise ModelError(
+                f"{kind}: the experts are not gate, up and down alone; offloading knows no other"
+            )
+        fused = dict(experts.named_parameters())
+        unknown = sorted(fused.keys() - set(MATRICES))
+        if unknown or not {"gate_up_proj", "down_proj"} <= fused.keys():
+            raise ModelError(
+                f"{kind}: expected fused parameters {', '.join(MATRICES)}, found "
+                f"{', '.join(sorted(fused)) or 'none'}; give a model whose experts are in place"
+            )
+        matrices, end = [], 0
+        for name in MATRICES:
+            if name in fused:
+                weights = fused[name]
+                matrix = Matrix(name, end, tuple(weights.shape[1:]), weights.dtype)
+                matrices.append(matrix)
+                end = _aligned(matrix.end_bytes)
+        return cls(tuple(matrices), end)
+
+    def views(self, arena_B: Tensor, offset_bytes: int) -> Mapping[str, Tensor]:
+        """Return every matrix of the blob at an offset, by its name in transformers."""
+        return {matrix.name: matrix.view(arena_B, offset_bytes) for matrix in self.matrices}
+
+
+class ExpertStore:
+    """The experts of one model, in host memory.
+
+    Attributes:
+        parts: The MoE blocks that they were taken from.
+        layouts: How a blob is laid out, by MoE layer.
+    """
+
+    def __init__(
+        self, parts: MoeParts, layouts: tuple[BlobLayout, ...], layers_EB: list[Tensor]
+    ) -> None:
+        self.parts = parts
+        self.layouts = layouts
+        self._layers_EB = layers_EB
+
+    @classmethod
+    def take_from(cls, model: Model, *, pin: bool = False) -> Self:
+        """Move a model's experts into a store, layer by layer; the model keeps none of them.
+
+        Args:
+            model: A transformers causal model with fused experts.
+            pin: Whether the blobs are page-locked, as copies to a GPU need them.
+
+        Raises:
+            ModelError: The model has no MoE layer of a kind that can be offloaded.
+        """
+        parts = find_moe(model)
+        layouts = tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
+        layers_EB = [
+            _repack(layer, layout, parts.experts, pin=pin)
+            for layer, layout in zip(parts.layers, layouts, strict=True)
+        ]
+        return cls(parts, layouts, layers_EB)
+
+    @property
+    def sizes_L(self) -> tuple[int, ...]:
+        """Bytes of one expert of each layer."""
+        return tuple(layout.blob_bytes for layout in self.layouts)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all experts."""
+        return self.parts.experts * sum(self.sizes_L)
+
+    def blob(self, expert: int) -> Tensor:
+        """Return the bytes of one expert, by its number over all layers."""
+        layer, index = divmod(expert, self.parts.experts)
+        return self._layers_EB[layer][index]
+
+    def matrices(self, expert: int) -> Mapping[str, Tensor]:
+        """Return the matrices of one expert where they lie in host memory."""
+        return self.layouts[expert // self.parts.experts].views(self.blob(expert), 0)
+
+
+def make_arena(nbytes: int, device: torch.device) -> Tensor:
+    """Return that many bytes, every page of them touched."""
+    return torch.zeros(nbytes, dtype=torch.uint8, device=device)
+
+
+def _repack(layer: MoeLayer, layout: BlobLayout, experts: int, *, pin: bool) -> Tensor:
+    """Copy one layer's experts into blobs and take them off the module."""
+    module: Any = layer.experts
+    blobs_EB = torch.zeros(experts, layout.blob_bytes, dtype=torch.uint8, pin_memory=pin)
+    for matrix in layout.matrices:
+        fused = getattr(module, matrix.name).detach()
+        for index in range(experts):
+            matrix.view(blobs_EB[index], 0).copy_(fused[index])
+        delattr(module, matrix.name)
+    return blobs_EB
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
