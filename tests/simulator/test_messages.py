@@ -135,7 +135,9 @@ def test_a_plain_run_tells_the_facts_of_a_request_in_their_order() -> None:
 def test_a_copy_occupies_the_engine_of_its_places(src: Place, dst: Place, kind: CopyKind) -> None:
     """A copy runs on the engine that joins its places and is reported ended, by number."""
     controller, engine = play(on_first(LayerRouted, Copy(1, 3, 0, src, dst, Cause.DEMAND)))
-    assert [fact.n for _, fact in controller.told(CopyEnded)] == [1]
+    outlasts_the_run = kind == "nvme"
+    told = [fact.n for _, fact in controller.told(CopyEnded)]
+    assert told == ([] if outlasts_the_run else [1])
     assert engine.timings.engine_copies == {
         name: int(name == kind) for name in ("h2d", "d2h", "peer", "nvme")
     }
