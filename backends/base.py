@@ -1,0 +1,289 @@
+"""The driver in real time: wait for a fact, tell the controller, obey.
+
+What holds for every device is here: one host thread, which alone talks to the controller; polls
+right before a router's choice is reported and, while the host waits, whenever the controller could
+answer; numbered commands obeyed in order (design 4.1). How bytes move and products are computed is
+a subclass' business: ``drivers/threads.py`` on a CPU. Nothing here knows torch, a model's family
+or a simulator.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from moesim.simulator.controller import Controller
+from moesim.simulator.errors import CapabilityError, ProtocolError
+from moesim.simulator.ledger import Timings
+from moesim.simulator.messages import (
+    Ask,
+    Command,
+    Copy,
+    Drop,
+    Fact,
+    FormStep,
+    LayerDone,
+    LayerRouted,
+    Move,
+    Reroute,
+    Run,
+    RunBegan,
+    StepBegan,
+    StepEnded,
+    Wait,
+    WakeAt,
+)
+from moesim.simulator.terms import ALL, Tier
+
+Span = tuple[str, object, int, int]
+"""One job as a timeline shows it: resource, what it was, when it began and ended."""
+
+Work = TypeVar("Work")
+
+
+class RealDriver(ABC, Generic[Work]):
+    """Obeys one controller on one device, for one run. ``Work`` is what a layer computes on.
+
+    Use it as a context manager: leaving it, however that happens, ends its threads and releases
+    its memory.
+
+    Attributes:
+        timings: What was measured; whole once the run has ended.
+        form: The step that the controller wants served next, or None.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, controller: Controller) -> None:
+        self.timings = Timings()
+        self.form: FormStep | None = None
+        self._controller = controller
+        self._origin_ns = time.perf_counter_ns()
+        self._offsets: dict[int, int] = {}  # expert -> where it lies, or will when its copy ends
+        self._asks = 0  # asked and not answered
+        self._layer_done = -1
+        self._obey: Mapping[type, Callable[[Any], None]] = {
+            Copy: self._copy,
+            Run: self._run,
+            Ask: self._ask,
+            LayerDone: self._note_layer_done,
+            FormStep: self._note_form,
+            Wait: self._nothing,
+            Move: self._refuse,
+            Drop: self._refuse,
+            Reroute: self._refuse,
+            WakeAt: self._refuse,
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What a device does. None of these waits, unless its name says so.
+
+    @abstractmethod
+    def place(self, expert: int, offset_bytes: int) -> None:
+        """Put an expert into VRAM before time zero; returns when it is there."""
+
+    @abstractmethod
+    def open_layer(self, work: Work) -> None:
+        """Take in what the runs of the coming layer compute on."""
+
+    @abstractmethod
+    def start_copy(self, command: Copy, offset_bytes: int) -> None:
+        """Hand a copy over: it begins when the runs it names and the copies before it ended."""
+
+    @abstractmethod
+    def start_run(self, command: Run, offsets_bytes: Sequence[int]) -> None:
+        """Hand a run over: it begins when the copies it names and the runs before it ended.
+
+        Args:
+            command: What to compute, on which device.
+            offsets_bytes: Where each expert lies in VRAM; empty on the CPU, which reads the store.
+        """
+
+    @abstractmethod
+    def start_ask(self, command: Ask) -> None:
+        """Have an ask computed beside the host thread."""
+
+    @abstractmethod
+    def has_results(self) -> bool:
+        """Return whether all that was handed over for the open layer has ended, well or not."""
+
+    @abstractmethod
+    def poll(self) -> list[Fact]:
+        """Return all that has ended and was not reported: copies, CPU runs, answers, failures."""
+
+    @abstractmethod
+    def watch(self) -> None:
+        """From now on let an end wake ``sleep``; called before looking at what has ended."""
+
+    @abstractmethod
+    def sleep(self) -> None:
+        """Wait until something has ended since ``watch``, or a while; a driver may spin instead."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Wait until everything that was handed over has ended, and complete the timings."""
+
+    @abstractmethod
+    def forget_step(self) -> None:
+        """Forget what only commands of the step that ended may name."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Cancel what has not begun, end every thread, release all memory; twice is once."""
+
+    # What a server of requests calls
+
+    def clock_ns(self) -> int:
+        """Return the time since the driver was made; it never goes back."""
+        return time.perf_counter_ns() - self._origin_ns
+
+    def begin_run(self, budget_bytes: int, arrivals: Sequence[Fact]) -> None:
+        """Place the residents, set the clock to zero and report the first arrivals."""
+        residents = self._controller.initial()
+        self.tell([RunBegan(residents, budget_bytes)])
+        for expert in residents:
+            pool = self._controller.residency.pool_of(expert)
+            assert pool is not None
+            offset = self._offset_of(pool.rooms[expert].offset_bytes)
+            self._offsets[expert] = offset
+            self.place(expert, offset)
+        self.tell(list(arrivals))
+
+    def begin_step(self, began: StepBegan) -> None:
+        """Report that a forward pass begins."""
+        self.form = None
+        self.tell([began])
+
+    def run_layer(self, routed: LayerRouted, work: Work) -> None:
+        """Report a router's choice and obey until the layer is done: all of it handed over."""
+        facts = self.poll()
+        facts.append(routed)
+        self._layer_done = -1
+        self.open_layer(work)
+        self.tell(facts)
+        while self._layer_done != routed.layer:
+            self._wait_and_tell()
+
+    def await_results(self) -> None:
+        """Wait for what the layer computes, polling as long as the controller could answer.
+
+        Raises:
+            MoesimError: A command failed.
+        """
+        while True:
+            self.watch()
+            facts = self.poll() if self._controller.listens or self._asks else []
+            if facts:
+                self.tell(facts)
+            elif self.has_results():
+                return
+            else:
+                self.sleep()
+
+    def end_step(self, ended: StepEnded, then: Sequence[Fact]) -> None:
+        """Report that a step is complete, and what follows from that: ends and arrivals."""
+        facts = self.poll()
+        facts.append(ended)
+        self.forget_step()
+        self.tell([*facts, *then])
+
+    def await_form(self) -> None:
+        """Wait until the controller wants a step, if an answer may still make it want one."""
+        while self.form is None and self._asks:
+            self._wait_and_tell()
+
+    def end_run(self) -> None:
+        """Let all that was handed over end, and close the controller's books."""
+        self.drain()
+        self.timings.span_ns = self.clock_ns()
+        self._controller.close()
+
+    # Telling and obeying
+
+    def tell(self, facts: list[Fact]) -> None:
+        """Report facts and obey the answer."""
+        began_ns = self.clock_ns()
+        commands = self._controller.handle(facts, began_ns)
+        self.timings.decision_ns += self.clock_ns() - began_ns
+        for command in commands:
+            self._obey[type(command)](command)
+
+    def answered(self) -> None:
+        """Note that one ask has been answered; for subclasses, when they report it."""
+        self._asks -= 1
+
+    def _wait_and_tell(self) -> None:
+        self.watch()
+        facts = self.poll()
+        if facts:
+            self.tell(facts)
+        else:
+            self.sleep()
+
+    def _copy(self, command: Copy) -> None:
+        if command.part != ALL or command.src.tier is not Tier.RAM:
+            raise CapabilityError(
+                f"the {self.name} driver copies whole experts from RAM, not part {command.part} "
+                f"of expert {command.expert} from {command.src.tier.name}"
+            )
+        if command.dst.tier is not Tier.VRAM or command.dst.device != 0:
+            raise CapabilityError(
+                f"the {self.name} driver copies to the VRAM of device 0, not to {command.dst}"
+            )
+        offset = self._offset_of(command.dst.offset_bytes)
+        self._offsets[command.expert] = offset
+        self.start_copy(command, offset)
+
+    def _offset_of(self, offset_bytes: int | None) -> int:
+        if offset_bytes is None:
+            raise CapabilityError(
+                f"the {self.name} driver needs slots at fixed offsets: experts of unequal size "
+                "need a cache policy with a pool for each layer"
+            )
+        return offset_bytes
+
+    def _run(self, command: Run) -> None:
+        if command.part != ALL or command.device.number != 0:
+            raise CapabilityError(
+                f"the {self.name} driver runs whole experts on device 0, not part {command.part} "
+                f"on {command.device.kind} {command.device.number}"
+            )
+        if command.device.kind == "cpu":
+            self.start_run(command, ())
+            return
+        try:
+            offsets = [self._offsets[expert] for expert in command.experts]
+        except KeyError as error:
+            raise ProtocolError(
+                f"run {command.n} names expert {error.args[0]}, which never had room"
+            ) from None
+        self.start_run(command, offsets)
+
+    def _ask(self, command: Ask) -> None:
+        self._asks += 1
+        self.start_ask(command)
+
+    def _note_layer_done(self, command: LayerDone) -> None:
+        self._layer_done = command.layer
+
+    def _note_form(self, command: FormStep) -> None:
+        self.form = command
+
+    def _nothing(self, command: Command) -> None:
+        """Obey a wait: the next fact comes by itself."""
+
+    def _refuse(self, command: Command) -> None:
+        raise CapabilityError(
+            f"the {self.name} driver does not do {type(command).__name__} commands"
+        )

@@ -1,0 +1,304 @@
+"""The CPU driver: real memory copies and real products, each engine a thread with a FIFO.
+
+"VRAM" is a piece of memory of the budget's size. What a GPU does with streams and events is done
+here with threads and flags: one thread copies from the host store into the arena, one computes the
+GPU's runs from the arena, one the CPU's runs from the store, one answers asks. Each takes its jobs
+in the order they were handed over and begins one when the jobs it names have ended.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moesim.backends.base import RealDriver, Span
+from moesim.backends.experts import LayerWork
+from moesim.backends.store import ExpertStore, make_arena
+from moesim.simulator.controller import Controller
+from moesim.simulator.errors import ProtocolError
+from moesim.simulator.messages import (
+    Answered,
+    Ask,
+    Copy,
+    CopyEnded,
+    CpuRunEnded,
+    Fact,
+    Failed,
+    Run,
+)
+
+LONGEST_SLEEP_S = 0.05
+CANCELLED = "cancelled"
+
+
+class Job:
+    """Something that one stream does; ``failure`` is why it did not."""
+
+    __slots__ = ("after", "began_ns", "ended", "ended_ns", "failure", "label", "work")
+
+    def __init__(self, label: object, work: Callable[[], None], after: Sequence["Job"]) -> None:
+        self.label = label
+        self.work: Callable[[], None] | None = work
+        self.after = after
+        self.ended = threading.Event()
+        self.failure = ""
+        self.began_ns = 0
+        self.ended_ns = 0
+
+
+class Stream:
+    """One thread that does jobs in the order they were submitted."""
+
+    def __init__(
+        self,
+        name: str,
+        clock_ns: Callable[[], int],
+        bell: threading.Event,
+        spans: list[Span] | None,
+    ) -> None:
+        self.busy_ns = 0
+        self._name = name
+        self._clock_ns = clock_ns
+        self._bell = bell
+        self._spans = spans
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._is_cancelled = False
+        self._last: Job | None = None
+        self._thread = threading.Thread(target=self._serve, name=f"moesim {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Hand a job over."""
+        self._last = job
+        self._jobs.put(job)
+
+    def drain(self) -> None:
+        """Wait until everything submitted has ended."""
+        if self._last is not None:
+            self._last.ended.wait()
+
+    def cancel(self) -> None:
+        """Begin no further job; those that wait end as cancelled."""
+        self._is_cancelled = True
+        self._jobs.put(None)
+
+    def join(self) -> None:
+        """Wait for the thread's end, after ``cancel``."""
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            for earlier in job.after:
+                earlier.ended.wait()
+            self._do(job)
+            job.work = None
+            job.after = ()
+            job.ended.set()
+            self._bell.set()
+
+    def _do(self, job: Job) -> None:
+        assert job.work is not None
+        if self._is_cancelled or any(earlier.failure for earlier in job.after):
+            job.failure = CANCELLED
+            return
+        job.began_ns = self._clock_ns()
+        try:
+            job.work()
+        except Exception as error:  # noqa: BLE001  whatever it was, the host reports it
+            job.failure = str(error) or type(error).__name__
+        job.ended_ns = self._clock_ns()
+        self.busy_ns += job.ended_ns - job.began_ns
+        if self._spans is not None:
+            self._spans.append((self._name, job.label, job.began_ns, job.ended_ns))
+
+
+class ThreadsDriver(RealDriver[LayerWork]):
+    """Offloading between two pieces of one machine's memory.
+
+    Args:
+        controller: What decides.
+        store: The experts.
+        budget_bytes: Size of the arena that plays VRAM.
+        keep_spans: Whether to note every job for a timeline.
+    """
+
+    name = "threads"
+
+    def __init__(
+        self,
+        controller: Controller,
+        store: ExpertStore,
+        budget_bytes: int,
+        *,
+        keep_spans: bool = False,
+    ) -> None:
+        super().__init__(controller)
+        self.spans: list[Span] | None = [] if keep_spans else None
+        self._store = store
+        self._experts = store.parts.experts
+        self._arena_B: Tensor | None = make_arena(budget_bytes, torch.device("cpu"))
+        self._bell = threading.Event()
+        self._streams = {
+            name: Stream(name, self.clock_ns, self._bell, self.spans)
+            for name in ("h2d", "gpu", "cpu", "asks")
+        }
+        self._jobs: dict[int, Job] = {}  # copies and runs that a command may name
+        self._copies: dict[int, tuple[Job, int]] = {}  # not yet reported, and their bytes
+        self._cpu_runs: dict[int, Job] = {}
+        self._asked: dict[int, tuple[Job, list[Answered]]] = {}
+        self._layer_jobs: list[tuple[int, Job]] = []
+        self._work: LayerWork | None = None
+
+    def copy_bytes(self, expert: int, offset_bytes: int) -> None:
+        """Move one expert's blob into the arena; runs in the copy thread."""
+        assert self._arena_B is not None
+        blob_B = self._store.blob(expert)
+        self._arena_B[offset_bytes : offset_bytes + len(blob_B)].copy_(blob_B)
+
+    def place(self, expert: int, offset_bytes: int) -> None:
+        """Put an expert into the arena before time zero."""
+        self.copy_bytes(expert, offset_bytes)
+
+    def open_layer(self, work: LayerWork) -> None:
+        """Take in what the runs of the coming layer compute on."""
+        self._work = work
+        self._layer_jobs = []
+
+    def start_copy(self, command: Copy, offset_bytes: int) -> None:
+        """Hand a copy to the copy thread."""
+        expert, nbytes = command.expert, len(self._store.blob(command.expert))
+        job = Job(
+            command, lambda: self.copy_bytes(expert, offset_bytes), self._named(command.after)
+        )
+        self._jobs[command.n] = job
+        self._copies[command.n] = (job, nbytes)
+        self._streams["h2d"].submit(job)
+
+    def start_run(self, command: Run, offsets_bytes: Sequence[int]) -> None:
+        """Hand a run to the thread that plays the GPU, or to the CPU's."""
+        work = self._work
+        assert work is not None
+        on_cpu = command.device.kind == "cpu"
+
+        def compute() -> None:
+            for at, expert in enumerate(command.experts):
+                layer, index = divmod(expert, self._experts)
+                if on_cpu:
+                    weights = self._store.matrices(expert)
+                else:
+                    assert self._arena_B is not None
+                    weights = self._store.layouts[layer].views(self._arena_B, offsets_bytes[at])
+                work.compute(index, weights)
+
+        job = Job(command, compute, self._named(command.after))
+        self._jobs[command.n] = job
+        self._layer_jobs.append((command.n, job))
+        if on_cpu:
+            self._cpu_runs[command.n] = job
+        self._streams["cpu" if on_cpu else "gpu"].submit(job)
+
+    def start_ask(self, command: Ask) -> None:
+        """Hand an ask to the thread that answers."""
+        answers: list[Answered] = []
+
+        def answer() -> None:
+            value: Any = self._controller.compute(command.name, command.question)
+            answers.append(Answered(command.n, command.name, value))
+
+        job = Job(command, answer, ())
+        self._asked[command.n] = (job, answers)
+        self._streams["asks"].submit(job)
+
+    def has_results(self) -> bool:
+        """Return whether the layer's runs have ended; tells the controller of one that failed."""
+        if not all(job.ended.is_set() for _, job in self._layer_jobs):
+            return False
+        failures = self._failures()
+        if failures:
+            self.tell(failures)
+        return True
+
+    def poll(self) -> list[Fact]:
+        """Return all that has ended and was not reported, and whatever failed."""
+        facts: list[Fact] = self._failures()
+        for n, (job, nbytes) in [*self._copies.items()]:
+            if not job.ended.is_set():
+                break  # one engine is a FIFO: nothing behind it has ended
+            del self._copies[n]
+            facts.append(CopyEnded(n))
+            self._count_copy(nbytes)
+        for n in [n for n, job in self._cpu_runs.items() if job.ended.is_set()]:
+            del self._cpu_runs[n]
+            facts.append(CpuRunEnded(n))
+        for n in [n for n, (job, _) in self._asked.items() if job.ended.is_set()]:
+            facts += self._asked.pop(n)[1]
+            self.answered()
+        return facts
+
+    def watch(self) -> None:
+        """Let the next end ring the bell."""
+        self._bell.clear()
+
+    def sleep(self) -> None:
+        """Wait for the bell."""
+        self._bell.wait(LONGEST_SLEEP_S)
+
+    def drain(self) -> None:
+        """Wait for every stream, and read their busy times."""
+        for stream in self._streams.values():
+            stream.drain()
+        for _, nbytes in self._copies.values():
+            self._count_copy(nbytes)
+        self._copies.clear()
+        timings = self.timings
+        timings.gpu_busy_ns = timings.experts_busy_ns = self._streams["gpu"].busy_ns
+        timings.cpu_busy_ns = self._streams["cpu"].busy_ns
+        timings.engines_busy_ns["h2d"] = self._streams["h2d"].busy_ns
+
+    def forget_step(self) -> None:
+        """Forget the runs of the step, and the copies that were reported."""
+        self._jobs = {n: job for n, (job, _) in self._copies.items()}
+        self._layer_jobs = []
+        self._work = None
+
+    def close(self) -> None:
+        """Cancel what waits, join the threads, release the arena."""
+        for stream in self._streams.values():
+            stream.cancel()
+        for stream in self._streams.values():
+            stream.join()
+        self._streams = {}
+        self._jobs = {}
+        self._copies = {}
+        self._cpu_runs = {}
+        self._asked = {}
+        self._layer_jobs = []
+        self._work = None
+        self._arena_B = None
+
+    def _failures(self) -> list[Fact]:
+        jobs = [
+            *((n, job) for n, (job, _) in self._copies.items()),
+            *((n, job) for n, (job, _) in self._asked.items()),
+            *self._layer_jobs,
+        ]
+        failed = [(n, job.failure) for n, job in jobs if job.ended.is_set() and job.failure]
+        causes = [failure for failure in failed if failure[1] != CANCELLED]
+        return [Failed(n, reason) for n, reason in (causes or failed)[:1]]
+
+    def _count_copy(self, nbytes: int) -> None:
+        timings = self.timings
+        timings.engine_bytes["h2d"] = timings.engine_bytes.get("h2d", 0) + nbytes
+        timings.engine_copies["h2d"] = timings.engine_copies.get("h2d", 0) + 1
+
+    def _named(self, numbers: Sequence[int]) -> list[Job]:
+        try:
+            return [self._jobs[n] for n in numbers]
+        except KeyError as error:
+            raise ProtocolError(
+                f"a command waits for {error.args[0]}, which was not handed over"
+            ) from None

@@ -1,0 +1,114 @@
+"""The seam into transformers 5: one experts function for every family, and what it computes.
+
+A model that selects ``moesim`` hands each layer's hidden states and routes to whatever was attached
+to it; one that selects ``moesim-resident`` computes the same products from its own parameters, all
+resident. Sums are free of order: each (token, expert) product has a row of its own, and the rows
+are added in router order once all are there. So the two agree bit by bit, whatever arrived first.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from moesim.backends.models import Model, MoeParts
+
+# T tokens, K chosen, S = T x K choices in (token, rank) order, D width.
+# An experts module of transformers: which one, and what it carries, differs by family.
+Module = Any
+
+OFFLOADED = "moesim"
+RESIDENT = "moesim-resident"
+
+
+class LayerWork:
+    """What one layer computes on in one step: inputs, who chose whom, a row for each product.
+
+    Attributes:
+        choices: The chosen experts, counted within the layer, in (token, rank) order.
+        gates_TK: Their weights.
+        positions: For each distinct expert, its places in ``choices``, ascending.
+    """
+
+    def __init__(self, module: Module, hidden_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> None:
+        self.gates_TK = gates_TK
+        self._module = module
+        self._hidden_TD = hidden_TD
+        self._top_k = ids_TK.shape[-1]
+        ids_S = ids_TK.reshape(-1)
+        self.choices: list[int] = ids_S.tolist()
+        order_S = torch.argsort(ids_S, stable=True)
+        distinct, counts = torch.unique_consecutive(ids_S[order_S], return_counts=True)
+        self.positions: dict[int, Tensor] = dict(
+            zip(distinct.tolist(), order_S.split(counts.tolist()), strict=True)
+        )
+        self._rows_SD = hidden_TD.new_empty(ids_S.numel(), hidden_TD.shape[-1])
+
+    def compute(self, expert: int, weights: Mapping[str, Tensor]) -> None:
+        """Compute one expert for all of its tokens; safe in any thread, in any order.
+
+        Args:
+            expert: Counted within the layer.
+            weights: Its matrices, by their names in transformers.
+        """
+        positions = self.positions[expert]
+        inputs = self._hidden_TD[positions // self._top_k]
+        self._rows_SD[positions] = _gated_product(self._module, inputs, weights)
+
+    def merge(self) -> Tensor:
+        """Weight the products and add them in router order, in float32."""
+        width = self._rows_SD.shape[-1]
+        rows_TKD = self._rows_SD.view(-1, self._top_k, width).float()
+        weighted_TKD = rows_TKD * self.gates_TK.float().unsqueeze(-1)
+        total_TD = weighted_TKD[:, 0].clone()
+        for rank in range(1, self._top_k):
+            total_TD += weighted_TKD[:, rank]
+        return total_TD.to(self._hidden_TD.dtype)
+
+
+def _gated_product(module: Module, inputs: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """Return down(gate and up), by the family's own gating."""
+
+    def times(inputs: Tensor, name: str) -> Tensor:
+        matrix = weights[name] if module.is_transposed else weights[name].T
+        bias = weights.get(f"{name}_bias")
+        return inputs @ matrix if bias is None else inputs @ matrix + bias
+
+    return times(module._apply_gate(times(inputs, "gate_up_proj")), "down_proj")  # noqa: SLF001  the family's own
+
+
+Serve = Callable[[int, LayerWork], Tensor]
+"""Has a MoE layer's work done, given the layer's number, and returns its merged result."""
+
+
+def attach(model: Model, parts: MoeParts, serve: Serve) -> Callable[[], None]:
+    """Let a model whose experts were taken have them computed; the function returned undoes it."""
+    for number, layer in enumerate(parts.layers):
+        layer.experts.moesim_serve = (serve, number)  # type: ignore[assignment]  # any attribute
+    model.set_experts_implementation(OFFLOADED)
+
+    def detach() -> None:
+        for layer in parts.layers:
+            del layer.experts.moesim_serve
+
+    return detach
+
+
+def _offloaded(module: Module, hidden_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
+    serve, number = module.moesim_serve
+    result: Tensor = serve(number, LayerWork(module, hidden_TD, ids_TK, gates_TK))
+    return result
+
+
+def _resident(module: Module, hidden_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
+    work = LayerWork(module, hidden_TD, ids_TK, gates_TK)
+    fused = dict(module.named_parameters())
+    for expert in work.positions:
+        work.compute(expert, {name: weights[expert] for name, weights in fused.items()})
+    return work.merge()
+
+
+ALL_EXPERTS_FUNCTIONS.register(OFFLOADED, _offloaded)
+ALL_EXPERTS_FUNCTIONS.register(RESIDENT, _resident)
