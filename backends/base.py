@@ -149,7 +149,7 @@ class RealDriver(ABC, Generic[Work]):
         return time.perf_counter_ns() - self._origin_ns
 
     def begin_run(self, budget_bytes: int, arrivals: Sequence[Fact]) -> None:
-        """Place the residents, set the clock to zero and report the first arrivals."""
+        """Place the residents, then report the first arrivals."""
         residents = self._controller.initial()
         self.tell([RunBegan(residents, budget_bytes)])
         for expert in residents:

@@ -7,6 +7,7 @@ themselves; nothing follows from an end until the host polls.
 Ties: a job that ends at the instant of a poll has ended; departures come before arrivals.
 """
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -154,7 +155,14 @@ class SimpyEngine:
     def run(self) -> Timings:
         """Serve the whole workload and return what was measured."""
         host = self._env.process(self._host())
-        self._env.run(until=host)
+        # Nothing here makes cycles that grow; collecting them costs 6 % of the time.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            self._env.run(until=host)
+        finally:
+            if collects:
+                gc.enable()
         timings = self.timings
         timings.span_ns = int(self._env.now)
         timings.gpu_busy_ns = self._gpu.busy_ns

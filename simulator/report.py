@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator.distance import split
 from moesim.simulator.runs import RunResult
 from moesim.simulator.tables import console
 
@@ -55,10 +56,23 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
             f"no policy beats {row['bound_tpot_ms']:.3f} ms per token "
             f"(allowing {row['bound_actions']}); this one is {row['over_bound']:.2f} times that",
         )
+    yield "beyond it", _distance(result)
     yield "evidence", f"{row['evidence']} figures, band {band}; trace {row['trace_evidence']}"
     if row["notes"]:
         yield "notes", row["notes"]
     yield "run", row["run_id"]
+
+
+def _distance(result: RunResult) -> str:
+    gap = split(result.timings, result.bounds)
+    parts = [
+        (gap.transfer_ns, "more bytes than must move"),
+        (gap.host_ns, "the host"),
+        (gap.contention_ns, "kernels beside copies"),
+        (gap.waiting_ns, "waiting"),
+    ]
+    shown = ", ".join(f"{ns / 1e9:.3f} s {what}" for ns, what in parts if ns)
+    return f"{gap.gap_ns / 1e9:.3f} s of {result.timings.span_ns / 1e9:.3f}: {shown or 'nothing'}"
 
 
 def _demands(row: Mapping[str, Any]) -> str:

@@ -322,10 +322,14 @@ class Prepared:
         check(controller.counts, timings)
         return self._result(controller, timings, engine.spans)
 
-    def actions(self) -> Actions:
-        """Return the means that this run's policies have, which its bounds allow."""
+    def actions(self, counts: Counts) -> Actions:
+        """Return the means that a run's policies had, which its bounds allow."""
         does = frozenset().union(*(policy.does for policy in self.policies.values()))
-        return Actions(prefetch="prefetch" in does, cpu_experts="cpu_experts" in does)
+        return Actions(
+            prefetch="prefetch" in does,
+            cpu_experts="cpu_experts" in does,
+            initial=counts.bytes_initial > 0,
+        )
 
     def _result(
         self, controller: Controller, timings: Timings, spans: list[Span] | None
@@ -333,7 +337,8 @@ class Prepared:
         spec, memory, shape, counts = self.spec, self.memory, self.costs.shape, controller.counts
         tokens = token_times(timings.requests)
         latencies, notes = latency_fields(tokens)
-        limit = bounds(self.workload(), self.costs, memory.expert_bytes, self.actions())
+        plain = Workload(spec.trace)
+        limit = bounds(plain, self.costs, memory.expert_bytes, self.actions(counts))
         busy = {
             "copy": timings.link_busy_ns,
             "dense": timings.dense_busy_ns,

@@ -1,0 +1,173 @@
+"""A controller for one run of a live model, built as a replay builds its own.
+
+What a policy needs is granted or refused by name here: a profile trace, the future where routes
+are forced, a signal that an execution computes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Never
+
+import numpy as np
+
+from moesim.simulator import registry
+from moesim.simulator.controller import DEFAULT_WINDOW_BYTES, Controller
+from moesim.simulator.errors import CapabilityError
+from moesim.simulator.foresight import RecordedFuture, popularity, transitions
+from moesim.simulator.policies.base import Costs, RunInfo
+from moesim.simulator.registry import Axis, PolicySpec
+from moesim.traces import RoutingTrace
+
+GATES = "gates"
+LOOK_IN = "look_in_TLHM"
+LIVE_SIGNALS = frozenset({GATES, LOOK_IN})
+"""What an execution can tell policies of its own model."""
+
+
+class UnknownCosts:
+    """Stands where no machine was named; a policy that asks for times is refused."""
+
+    def _refuse(self, *_: Any) -> Never:  # noqa: ANN401  whatever was asked
+        raise CapabilityError(
+            "a policy asks how long things take; name the machine's profile with --hardware"
+        )
+
+    copy_ns = experts_gpu_ns = expert_cpu_ns = layer_ns = _refuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deciding:
+    """What determines the decisions of a run, beside its routes.
+
+    Attributes:
+        policies: A spec for each axis (see ``registry``).
+        budget_bytes: Room for experts, staging included.
+        system: The bundle that they come from, or ``custom``.
+        seed: Of the policies' random streams.
+        window_bytes: Prefetches are handed over while fewer bytes are unfinished.
+        costs: Of the machine, for policies that ask.
+        profile_trace: Another recording of the same model, for offline-profiled policies.
+    """
+
+    policies: Mapping[Axis, str]
+    budget_bytes: int
+    system: str = "custom"
+    seed: int = 0
+    window_bytes: int = DEFAULT_WINDOW_BYTES
+    costs: Costs = field(default_factory=UnknownCosts)
+    profile_trace: RoutingTrace | None = None
+
+    def specs(self) -> dict[Axis, PolicySpec]:
+        """Return the policies, resolved."""
+        return {axis: registry.parse(axis, self.policies[axis]) for axis in registry.AXES}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the policies must be granted."""
+        return frozenset().union(*(_needs(policy) for policy in self.specs().values()))
+
+    @property
+    def timing_free(self) -> bool:
+        """Whether decisions depend on the order of demands alone."""
+        return all(policy.timing_free for policy in self.specs().values())
+
+    def controller(
+        self,
+        *,
+        experts: int,
+        top_k: int,
+        sizes_L: Sequence[int],
+        future: RecordedFuture | None = None,
+        keep_log: bool = False,
+    ) -> Controller:
+        """Return a fresh controller with fresh policies.
+
+        Args:
+            experts: Experts of each MoE layer.
+            top_k: Experts that a token uses in each layer.
+            sizes_L: Bytes of one expert of each layer.
+            future: The demands to come, where routes are forced.
+            keep_log: Whether the controller keeps every call.
+
+        Raises:
+            CapabilityError: A policy needs what the run cannot grant.
+        """
+        specs = self.specs()
+        profile = self.profile_trace
+        shape = (len(sizes_L), experts)
+        streams = np.random.SeedSequence(self.seed).spawn(len(registry.AXES))
+        runs: dict[Axis, RunInfo] = {}
+        built: dict[Axis, Any] = {}
+        for axis, stream in zip(registry.AXES, streams, strict=True):
+            policy = specs[axis]
+            needs = _needs(policy)
+            _check(f"{axis} policy {policy.text}", needs, profile, shape, future)
+            runs[axis] = RunInfo(
+                layers=shape[0],
+                experts=experts,
+                top_k=top_k,
+                expert_bytes_L=tuple(sizes_L),
+                budget_bytes=self.budget_bytes,
+                costs=self.costs,
+                rng=np.random.default_rng(stream),
+                popularity_LE=popularity(profile)
+                if profile is not None and "profile" in needs
+                else None,
+                follows_LEE=transitions(profile)
+                if profile is not None and "transitions" in needs
+                else None,
+                future=future if "future" in needs else None,
+            )
+            built[axis] = policy.build(runs[axis])
+        return Controller(
+            runs["cache"],
+            built["cache"],
+            built["prefetch"],
+            built["schedule"],
+            window_bytes=self.window_bytes,
+            keep_log=keep_log,
+        )
+
+
+def _needs(policy: PolicySpec) -> frozenset[str]:
+    """Return what a policy needs under its options, and so the policy that it guards."""
+    defaults = {name: option.default for name, option in registry.options(policy.cls).items()}
+    own = policy.cls.needs_for({**defaults, **policy.options})
+    return own if policy.inner is None else own | _needs(policy.inner)
+
+
+def _check(
+    policy: str,
+    needs: frozenset[str],
+    profile: RoutingTrace | None,
+    shape: tuple[int, int],
+    future: RecordedFuture | None,
+) -> None:
+    """Refuse what a live run cannot grant.
+
+    Raises:
+        CapabilityError: One line that names the policy, what it needs and the way out.
+    """
+    for need in sorted(needs - LIVE_SIGNALS):
+        if need in ("profile", "transitions"):
+            if profile is None:
+                raise CapabilityError(
+                    f"{policy} is profiled on another trace of the model; "
+                    "give it with --profile-trace TRACE"
+                )
+            if (profile.layers, profile.experts) != shape:
+                raise CapabilityError(
+                    f"the profile trace has {profile.layers} layers x {profile.experts} experts, "
+                    f"the model has {shape[0]} x {shape[1]}"
+                )
+        elif need == "future":
+            if future is None:
+                raise CapabilityError(
+                    f"{policy} sees the future, which a live model does not have; "
+                    "force the routes of a trace with --routes TRACE"
+                )
+        else:
+            raise CapabilityError(
+                f"{policy} reads the signal '{need}'; an execution can give "
+                f"{', '.join(sorted(LIVE_SIGNALS))}"
+            )

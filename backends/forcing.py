@@ -1,0 +1,111 @@
+"""Routes of a trace in place of a model's own: every router answers what was recorded.
+
+The model's forward still runs; what its routers compute is discarded. So a model with random
+weights, whose own routing is near uniform, is served the demands of a trained one.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moesim.backends.models import MoeParts
+from moesim.backends.recorder import Request
+from moesim.simulator.errors import CapabilityError
+from moesim.traces import RoutingTrace
+
+# T tokens, L MoE layers, K chosen.
+TOKENS = "token_T"
+
+
+class ForcedRoutes:
+    """Hooks on a model's routers that answer the rows of a trace.
+
+    Args:
+        parts: The model's MoE blocks.
+        trace: Of the same topology, with every prompt as one step.
+
+    Raises:
+        CapabilityError: The trace is of another topology, or lacks routes.
+    """
+
+    def __init__(self, parts: MoeParts, trace: RoutingTrace) -> None:
+        ours = (len(parts.layers), parts.experts, parts.top_k)
+        theirs = (trace.layers, trace.experts, trace.top_k)
+        if ours != theirs:
+            raise CapabilityError(
+                f"the routes are of {theirs[0]} MoE layers x {theirs[1]} experts top-{theirs[2]}, "
+                f"the model has {ours[0]} x {ours[1]} top-{ours[2]}; give a trace of its topology"
+            )
+        self._trace = trace
+        self._starts = trace.row_starts().tolist()
+        self._expert_TLK = torch.empty(0)
+        self._gate_TLK = torch.empty(0)
+        self._handles = [
+            layer.router.register_forward_hook(self._answer(number))
+            for number, layer in enumerate(parts.layers)
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def begin(self, request: int, position: int, tokens: int) -> None:
+        """Set the rows that the routers answer in the coming forward pass."""
+        begin = self._starts[request] + position
+        rows = slice(begin, begin + tokens)
+        expert_TLK = np.asarray(self._trace.expert_TLK[rows]).astype(np.int64)
+        if begin + tokens > self._starts[request + 1] or (expert_TLK < 0).any():
+            raise CapabilityError(
+                f"request {request}: no routes for tokens {position} to {position + tokens - 1}; "
+                "give a trace that has every token of prompt and generation"
+            )
+        self._expert_TLK = torch.from_numpy(expert_TLK)
+        gates = self._trace.gate_TLK
+        self._gate_TLK = (
+            torch.full(expert_TLK.shape, 1 / self._trace.top_k)
+            if gates is None
+            else torch.from_numpy(np.asarray(gates[rows]).astype(np.float32))
+        )
+
+    def _answer(self, number: int) -> Any:  # noqa: ANN401  a hook of torch
+        def answer(module: nn.Module, inputs: object, output: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+            del module, inputs
+            logits, gates, ids = output
+            return (
+                logits,
+                self._gate_TLK[:, number].to(gates).contiguous(),
+                self._expert_TLK[:, number].to(ids).contiguous(),
+            )
+
+        return answer
+
+
+def requests_of(trace: RoutingTrace, vocabulary: int) -> list[Request]:
+    """Return the requests of a trace, to be served with its routes.
+
+    Tokens are the trace's where it kept them; else they count up through the vocabulary, which the
+    forced routes do not notice.
+    """
+    starts = trace.row_starts().tolist()
+    requests = []
+    for number, task in enumerate(trace.task_R):
+        rows = slice(starts[number], starts[number + 1])
+        length = rows.stop - rows.start
+        kept = trace.signals.get(TOKENS)
+        tokens = (
+            [position % vocabulary for position in range(length)]
+            if kept is None
+            else np.asarray(kept[rows]).tolist()
+        )
+        prompt = int(np.asarray(trace.is_prefill_T[rows]).sum())
+        if prompt == 0:
+            raise CapabilityError(
+                f"request {number}: the trace has no prompt rows; a model cannot begin without them"
+            )
+        requests.append(
+            Request(prompt=tokens[:prompt], task=task, forced=[*tokens[prompt:], tokens[-1]])
+        )
+    return requests
