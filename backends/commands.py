@@ -76,7 +76,8 @@ def record(
         raise InputError(f"--temperature {temperature}: give a finite number, 0 or above")
     try:
         from moesim.backends.loading import NotAvailableError, choose_device, load_checkpoint
-        from moesim.backends.recorder import Origin, Request, Sampling
+        from moesim.backends.generation import Request, Sampling
+        from moesim.backends.recorder import Origin
         from moesim.backends.recorder import record as record_trace
     except ModuleNotFoundError as error:
         if error.name not in {"torch", "transformers"}:

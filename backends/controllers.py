@@ -11,11 +11,12 @@ from typing import Any, Never
 import numpy as np
 
 from moesim.simulator import registry
-from moesim.simulator.controller import DEFAULT_WINDOW_BYTES, Controller
+from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.foresight import RecordedFuture, popularity, transitions
 from moesim.simulator.policies.base import Costs, RunInfo
 from moesim.simulator.registry import Axis, PolicySpec
+from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
 from moesim.traces import RoutingTrace
 
 GATES = "gates"

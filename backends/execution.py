@@ -133,9 +133,7 @@ def execute(
         future=future,
         keep_log=keep.log,
     )
-    with make_driver(
-        controller, store, deciding.budget_bytes, keep_spans=keep.spans
-    ) as driver:
+    with make_driver(controller, store, deciding.budget_bytes, keep_spans=keep.spans) as driver:
         server = _Server(model, store, driver, deciding.needs, routes, horizons)
         try:
             server.serve(requests, sampling, deciding.budget_bytes, on_step, keep=keep)

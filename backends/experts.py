@@ -42,7 +42,7 @@ class LayerWork:
         order_S = torch.argsort(ids_S, stable=True)
         distinct, counts = torch.unique_consecutive(ids_S[order_S], return_counts=True)
         self.positions: dict[int, Tensor] = dict(
-            zip(distinct.tolist(), order_S.split(counts.tolist()), strict=True)
+            zip(distinct.tolist(), torch.split(order_S, counts.tolist()), strict=True)
         )
         self._rows_SD = hidden_TD.new_empty(ids_S.numel(), hidden_TD.shape[-1])
 

@@ -6,17 +6,40 @@ from moesim.simulator.errors import UnknownNameError
 from moesim.traces import SignalSpec
 
 LOOK_IN_TAP = "residual after layer l's attention, through layer l+1+h's norm and router"
+LOOK_OUT_TAP = "residual after layer l's experts, through layer l+1+h's norm and router"
 SPECS: dict[str, dict[str, SignalSpec]] = {
+    "router_logits": {
+        "router_logits_TLE": SignalSpec(
+            tap="router's own answer", known_at="layer_routed", producer="router"
+        ),
+    },
     "router_probs": {
         "router_probs_TLE": SignalSpec(
             tap="router, before selection", known_at="layer_routed", producer="router"
         ),
+    },
+    "router_top": {
+        name: SignalSpec(
+            tap="router, before selection: the 2k best", known_at="layer_routed", producer="router"
+        )
+        for name in ("router_top_TLM", "router_top_score_TLM")
     },
     "look_in": {
         name: SignalSpec(
             tap=LOOK_IN_TAP, known_at="layer_routed", producer="look_ahead", cost_resource="gpu"
         )
         for name in ("look_in_TLHM", "look_in_score_TLHM")
+    },
+    "look_out": {
+        name: SignalSpec(
+            tap=LOOK_OUT_TAP, known_at="layer_end", producer="look_ahead", cost_resource="gpu"
+        )
+        for name in ("look_out_TLHM", "look_out_score_TLHM")
+    },
+    "hidden": {
+        "hidden_TLD": SignalSpec(
+            tap="residual after layer l's attention", known_at="layer_routed", producer="router"
+        ),
     },
     "embedding": {
         "embedding_TD": SignalSpec(

@@ -1,7 +1,8 @@
 """Hooks on a live model: what its routers said, what its experts got, what could be foretold.
 
 Routers are watched for logits and experts for what is really executed. Everything stays on the
-model's device while the layers run; `Taps.rows` moves it to the host once a step.
+model's device while the layers run; `Taps.rows` moves it to the host once a step, without the
+tokens that only pad a batch.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ from torch import Tensor, nn
 
 from moesim.backends.models import Model, ModelError, MoeLayer, MoeParts
 
-# T tokens, L MoE layers, E experts of a layer, K chosen, D width, H horizons, M top-m.
+# T tokens, L MoE layers, E experts of a layer, K chosen, D width, H horizons, M top-m,
+# B requests of a batch, S tokens of each in a step.
 Array = NDArray[Any]
 
 SAME_ROUTER_TOLERANCE = 1e-3
+NEEDS_RULE = {"router_probs", "router_top", "look_in", "look_out"}
+LOOK_AHEAD = {"look_in": "residual_TD", "look_out": "output_TD"}
+NEEDS_RESIDUAL = {"look_in", "look_out", "hidden"}
 
 
 @dataclass(slots=True)
@@ -28,6 +33,11 @@ class LayerTap:
     expert_TK: Tensor | None = None
     gate_TK: Tensor | None = None
     residual_TD: Tensor | None = None
+    output_TD: Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget the step."""
+        self.logits_TE = self.expert_TK = self.gate_TK = self.residual_TD = self.output_TD = None
 
 
 class Taps:
@@ -47,35 +57,44 @@ class Taps:
         signals: tuple[str, ...],
         horizons: int,
     ) -> None:
-        if "router_probs" in signals or "look_in" in signals:
+        wanted = set(signals)
+        if wanted & NEEDS_RULE:
             _require_known_router(model, parts)
-        if "look_in" in signals:
+        if wanted & NEEDS_RESIDUAL:
             _require_norms(model, parts)
         self.parts = parts
         self.signals = signals
         self.horizons = horizons
         self._model_name = type(model).__name__
         self._layers = [LayerTap() for _ in parts.layers]
-        self._embedding_TD: Tensor | None = None
+        self._embedding_BSD: Tensor | None = None
         self._checked_taps = False
         self._handles = []
         for tap, layer in zip(self._layers, parts.layers, strict=True):
-            self._handles += _watch(tap, layer, residual="look_in" in signals)
-        if "embedding" in signals or "prompt_embedding" in signals:
+            self._handles += _watch(
+                tap,
+                layer,
+                residual=bool(wanted & NEEDS_RESIDUAL),
+                output="look_out" in wanted,
+            )
+        if wanted & {"embedding", "prompt_embedding"}:
             embedding: nn.Module = model.get_input_embeddings()
             self._handles.append(embedding.register_forward_hook(self._keep_embedding))
 
     def _keep_embedding(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         del module, inputs
-        self._embedding_TD = output.flatten(0, -2)
+        self._embedding_BSD = output
 
     def remove(self) -> None:
         """Take every hook off the model."""
         for handle in self._handles:
             handle.remove()
 
-    def rows(self) -> dict[str, Array]:
-        """Return the step that just ran, by array name, on the host.
+    def rows(self, live_BS: Tensor) -> dict[str, Array]:
+        """Return the step that just ran, by array name, on the host: request after request.
+
+        Args:
+            live_BS: Whether a token is a request's own and not padding.
 
         Raises:
             ModelError: The experts were not called, or the router reads something else than the
@@ -83,26 +102,39 @@ class Taps:
         """
         if any(tap.expert_TK is None or tap.logits_TE is None for tap in self._layers):
             raise ModelError(f"{self._model_name}: a MoE layer did not run in this step")
-        device = {
-            "expert_TLK": self._stack("expert_TK").to(torch.int16),
-            "gate_TLK": self._stack("gate_TK").to(torch.float16),
-        }
-        if "router_probs" in self.signals:
-            device["router_probs_TLE"] = self._probabilities(self._stack("logits_TE")).half()
-        if "look_in" in self.signals:
-            if not self._checked_taps:
-                self._check_taps()
-            ids, scores = self._look_in()
-            device |= {"look_in_TLHM": ids, "look_in_score_TLHM": scores}
-        if self._embedding_TD is not None:
-            mean_D = self._embedding_TD.float().mean(dim=0).half()
-            device["embedding_TD"] = mean_D.expand(len(device["expert_TLK"]), -1)
-        for tap in self._layers:
-            tap.logits_TE = tap.expert_TK = tap.gate_TK = tap.residual_TD = None
-        return {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in device.items()}
+        kept_T = live_BS.flatten().nonzero()[:, 0]
 
-    def _stack(self, key: str) -> Tensor:
-        return torch.stack([getattr(tap, key) for tap in self._layers], dim=1)
+        def stack(key: str) -> Tensor:
+            return torch.stack([getattr(tap, key)[kept_T] for tap in self._layers], dim=1)
+
+        device = {
+            "expert_TLK": stack("expert_TK").to(torch.int16),
+            "gate_TLK": stack("gate_TK").to(torch.float16),
+        }
+        if "router_logits" in self.signals:
+            device["router_logits_TLE"] = stack("logits_TE").float()
+        if "router_probs" in self.signals:
+            device["router_probs_TLE"] = self._probabilities(stack("logits_TE")).half()
+        if "router_top" in self.signals:
+            probs_TLE = self._probabilities(stack("logits_TE"))
+            ids, scores = self._best(probs_TLE, list(range(len(self._layers))))
+            device |= {"router_top_TLM": ids, "router_top_score_TLM": scores}
+        if not self._checked_taps and NEEDS_RESIDUAL & set(self.signals):
+            self._check_taps()
+        for signal, key in LOOK_AHEAD.items():
+            if signal in self.signals:
+                ids, scores = self._look_ahead([getattr(tap, key)[kept_T] for tap in self._layers])
+                device |= {f"{signal}_TLHM": ids, f"{signal}_score_TLHM": scores}
+        if "hidden" in self.signals:
+            device["hidden_TLD"] = stack("residual_TD").half()
+        if self._embedding_BSD is not None:
+            live_BS1 = live_BS[..., None].double()
+            sum_BD = (self._embedding_BSD.double() * live_BS1).sum(dim=1)
+            mean_BD = (sum_BD / live_BS1.sum(dim=1).clamp(min=1)).half()
+            device["embedding_TD"] = mean_BD.repeat_interleave(live_BS.sum(dim=1), dim=0)
+        for tap in self._layers:
+            tap.clear()
+        return {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in device.items()}
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         logits = logits.float()
@@ -119,27 +151,40 @@ class Taps:
         logits_TE: Tensor = target.router.forward(normed_TD)[0]
         return logits_TE
 
-    def _look_in(self) -> tuple[Tensor, Tensor]:
-        """Return ids and probabilities of the 2k best experts for each layer and horizon."""
-        layers = self.parts.layers
+    def _best(self, probs_TLE: Tensor, layers: list[int]) -> tuple[Tensor, Tensor]:
+        """Return ids and probabilities of the 2k best experts.
+
+        Args:
+            probs_TLE: Probabilities in each of ``layers``.
+            layers: Whose bias decides the order, where the rule has one; its groups do not enter.
+        """
         kept = min(2 * self.parts.top_k, self.parts.experts)
-        bias_LE = None if self.parts.selection is None else self.parts.selection.bias_LE
-        ids, scores = [], []
-        for index, tap in enumerate(self._layers):
-            for horizon in range(1, self.horizons + 1):
-                target = (index + horizon) % len(layers)
-                probs_TE = self._probabilities(self._foretell(tap.residual_TD, layers[target]))
-                rank_TE = probs_TE
-                if bias_LE is not None:
-                    rank_TE = probs_TE + torch.tensor(bias_LE[target], device=probs_TE.device)
-                best_TM = rank_TE.topk(kept, dim=-1).indices
-                ids.append(best_TM)
-                scores.append(probs_TE.gather(1, best_TM))
-        shape = (-1, len(layers), self.horizons, kept)
-        return (
-            torch.stack(ids, dim=1).view(shape).to(torch.int16),
-            torch.stack(scores, dim=1).view(shape).half(),
-        )
+        rank_TLE = probs_TLE
+        rule = self.parts.selection
+        if rule is not None and rule.bias_LE is not None:
+            rank_TLE = probs_TLE + torch.tensor(rule.bias_LE, device=probs_TLE.device)[layers]
+        best_TLM = rank_TLE.topk(kept, dim=-1).indices
+        return best_TLM.to(torch.int16), probs_TLE.gather(2, best_TLM).half()
+
+    def _look_ahead(self, source_TD_of_L: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return ids and probabilities that each layer's source promises for each horizon.
+
+        All that is asked of one target layer is asked at once.
+        """
+        layers = self.parts.layers
+        count = len(layers)
+        found: dict[tuple[int, int], Tensor] = {}
+        for target, layer in enumerate(layers):
+            pairs = [((target - h) % count, h) for h in range(1, self.horizons + 1)]
+            logits = self._foretell(
+                torch.cat([source_TD_of_L[source] for source, _ in pairs]), layer
+            )
+            found |= dict(zip(pairs, logits.chunk(len(pairs)), strict=True))
+        order = [(source, h) for source in range(count) for h in range(1, self.horizons + 1)]
+        probs = self._probabilities(torch.stack([found[pair] for pair in order], dim=1))
+        ids, scores = self._best(probs, [(source + h) % count for source, h in order])
+        shape = (len(ids), count, self.horizons, -1)
+        return ids.view(shape), scores.view(shape)
 
     def _check_taps(self) -> None:
         """Each layer's own router, on its own residual, must give the logits it gave."""
@@ -151,12 +196,13 @@ class Taps:
             ):
                 raise ModelError(
                     f"{self._model_name}: layer {layer.layer_id}'s router does not read its"
-                    " post_attention_layernorm; leave look_in out of --signals"
+                    " post_attention_layernorm; leave look_in,"
+                    " look_out and hidden out of --signals"
                 )
         self._checked_taps = True
 
 
-def _watch(tap: LayerTap, layer: MoeLayer, *, residual: bool) -> list[Any]:
+def _watch(tap: LayerTap, layer: MoeLayer, *, residual: bool, output: bool) -> list[Any]:
     def on_router(module: nn.Module, inputs: object, output: Any) -> None:  # noqa: ANN401 - torch's signature
         del module, inputs
         if not isinstance(output, tuple) or len(output) != 3:  # noqa: PLR2004 - (logits, gates, ids)
@@ -174,12 +220,19 @@ def _watch(tap: LayerTap, layer: MoeLayer, *, residual: bool) -> list[Any]:
         del module
         tap.residual_TD = args[0].detach().flatten(0, -2)
 
+    def on_layer(module: nn.Module, inputs: object, output: Any) -> None:  # noqa: ANN401 - torch's signature
+        del module, inputs
+        hidden = output[0] if isinstance(output, tuple) else output
+        tap.output_TD = hidden.detach().flatten(0, -2)
+
     handles = [
         layer.router.register_forward_hook(on_router),
         layer.experts.register_forward_pre_hook(on_experts, with_kwargs=True),
     ]
     if residual and layer.norm is not None:
         handles.append(layer.norm.register_forward_pre_hook(on_norm))
+    if output:
+        handles.append(layer.decoder_layer.register_forward_hook(on_layer))
     return handles
 
 
@@ -187,7 +240,8 @@ def _require_known_router(model: Model, parts: MoeParts) -> None:
     if parts.score is None:
         raise ModelError(
             f"{type(model).__name__}: how {type(parts.layers[0].router).__name__} turns logits into"
-            " probabilities is not known; leave router_probs and look_in out of --signals"
+            " probabilities is not known; leave router_probs, router_top, look_in and look_out out of"
+            " --signals"
         )
 
 
@@ -196,5 +250,5 @@ def _require_norms(model: Model, parts: MoeParts) -> None:
         if layer.norm is None:
             raise ModelError(
                 f"{type(model).__name__}: layer {layer.layer_id} has no post_attention_layernorm;"
-                " leave look_in out of --signals"
+                " leave look_in, look_out and hidden out of --signals"
             )

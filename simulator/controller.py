@@ -13,6 +13,7 @@ The contract is design 4.1; numbers in comments below are its rules.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from moesim.simulator.errors import CapabilityError, MoesimError, PolicyError, ProtocolError
@@ -375,7 +376,8 @@ class Controller:
         refused. One that is under way may be, since the copies of one engine end in order.
         """
         leased = self.residency.leased
-        members = sorted((run, expert) for expert, run in leased.items() if run)
+        members = [(run, expert) for expert, run in leased.items() if run]
+        members.sort(key=itemgetter(0))  # those of one run in the order of their demand
         for at, (expert, pool) in enumerate(waiting):
             size = self.residency.size(expert)
             runs = []

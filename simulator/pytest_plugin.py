@@ -26,7 +26,7 @@ def tiny_trace() -> "RoutingTrace":
 
 @pytest.fixture
 def adversarial_driver() -> "Callable[..., AdversarialDriver]":
-    """Return a function (seed, **options of `small_run`) -> driver; ``run()`` checks laws 1 to 6."""
+    """Return a function (seed, **options of `small_run`) -> driver that checks laws 1 to 6."""
     from moesim.simulator import testing  # noqa: PLC0415  see the module
 
     def make(seed: int = 0, **options: Any) -> "AdversarialDriver":  # noqa: ANN401  small_run's own

@@ -78,7 +78,9 @@ class PolicySpec:
     @property
     def needs(self) -> frozenset[str]:
         """What the run must grant, the policy inside included."""
-        return self.cls.needs | (self.inner.needs if self.inner else frozenset())
+        defaults = {name: option.default for name, option in options(self.cls).items()}
+        own = self.cls.needs_for({**defaults, **self.options})
+        return own | (self.inner.needs if self.inner else frozenset())
 
     @property
     def does(self) -> frozenset[str]:

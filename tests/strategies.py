@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hypothesis import strategies as st
+
 from moesim.simulator.controller import Controller
 from moesim.simulator.messages import Command, Fact
 from moesim.simulator.runs import Prepared

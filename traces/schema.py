@@ -8,10 +8,17 @@ number went through the model in one forward pass; step numbers mean nothing acr
 Signals are optional arrays, each declared in the header. The suffix of a name gives its axes and
 the first is T or R. Names that the project's own recorder uses:
 
+    router_logits_TLE    the router's answer as it gave it, float32
     router_probs_TLE     all router probabilities, before selection
+    router_top_TLM       ids of the m experts that the router ranks highest, best first
+    router_top_score_TLM their probabilities
     look_in_TLHM         ids of the m best experts that layer l's input promises for layer l+1+h,
                          best first, wrapping to the next token's first layers; -1 = unknown
     look_in_score_TLHM   their probabilities
+    look_out_TLHM        the same from layer l's output, known at its end
+    look_out_score_TLHM  their probabilities
+    hidden_TLD           residual after layer l's attention, float16; large, so it is recorded of a
+                         fit split, in a file of its own
     embedding_TD         mean of the step's token embeddings      token_T    token ids
     prompt_embedding_RD  mean of the prompt's token embeddings
 """
@@ -127,8 +134,7 @@ class RoutingTrace:
 
     def document(self) -> str:
         """Return header and task labels as canonical JSON: what a file holds beside the arrays."""
-        content = {"header": self.header.model_dump(mode="json"), "task_R": self.task_R}
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return make_document(self.header, self.task_R)
 
     def row_starts(self) -> NDArray[np.int64]:
         """Return where each request's rows begin, and T at the end: request r has [r]:[r + 1]."""
@@ -207,6 +213,12 @@ class RoutingTrace:
                 for name, array in self.signals.items()
             },
         )
+
+
+def make_document(header: TraceHeader, task_R: Sequence[str]) -> str:
+    """Return header and task labels as canonical JSON."""
+    content = {"header": header.model_dump(mode="json"), "task_R": task_R}
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def first_axis(name: str) -> str:

@@ -3,13 +3,13 @@
 Safetensors is the working format: it is memory-mapped, so opening a trace of any length costs
 milliseconds. Compressed npz is for small files that live in a repository. Both hold the same
 document (header and task labels), under ``moesim``. Equal traces give equal bytes, and a file
-appears whole or not at all.
+appears whole or not at all. `join` makes one file of many without holding their arrays.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from moesim.traces.errors import TraceError, blame
 from moesim.traces.header import TraceHeader, first_problem
-from moesim.traces.npz import NPZ_START, damaged, read_npz, write_npz
-from moesim.traces.schema import RoutingTrace
+from moesim.traces.npz import NPZ_START, damaged, read_npz
+from moesim.traces.schema import RoutingTrace, make_document
 from moesim.traces.shapes import KNOWN, NEEDED
+from moesim.traces.streams import Column, stream_npz, stream_safetensors, whole
 
 Array = NDArray[Any]
 
@@ -42,21 +42,71 @@ def write(trace: RoutingTrace, path: str | os.PathLike[str]) -> None:
         TraceError: The suffix is neither ``.safetensors`` nor ``.npz``, there is no such folder, or
             the trace is not valid.
     """
+    target = _target(path)
+    trace.validate(str(target))
+    columns = {name: whole(array) for name, array in trace.arrays().items()}
+    _put(target, trace.document(), columns)
+
+
+def join(pieces: Sequence[Path], path: str | os.PathLike[str]) -> None:
+    """Write one trace of native files that follow each other; one of them is open at a time.
+
+    Their requests keep their order and are numbered through. The headers must be equal.
+
+    Raises:
+        TraceError: There is no piece, they differ in header or arrays, or as for `write`.
+    """
+    target = _target(path)
+    if not pieces:
+        blame(str(target), "pieces", "there are none", "record at least one request")
+    first = read(pieces[0])
+    kinds = {name: (array.dtype, array.shape[1:]) for name, array in first.arrays().items()}
+    labels: list[str] = []
+    lengths: dict[str, int] = dict.fromkeys(kinds, 0)
+    first_requests = []
+    for piece in pieces:
+        trace = read(piece)
+        arrays = trace.arrays()
+        if trace.header != first.header or kinds != {
+            name: (array.dtype, array.shape[1:]) for name, array in arrays.items()
+        }:
+            blame(str(piece), "header", f"differs from {pieces[0]}", "join pieces of one recording")
+        first_requests.append(len(labels))
+        labels.extend(trace.task_R)
+        for name, array in arrays.items():
+            lengths[name] += len(array)
+
+    def blocks(name: str) -> Iterable[Array]:
+        for piece, first_request in zip(pieces, first_requests, strict=True):
+            array = read(piece).arrays()[name]
+            is_number = name == "request_T"
+            yield array + array.dtype.type(first_request) if is_number else array
+
+    columns = {
+        name: Column(dtype, (lengths[name], *rest), lambda name=name: blocks(name))  # type: ignore[misc]
+        for name, (dtype, rest) in kinds.items()
+    }
+    _put(target, make_document(first.header, labels), columns)
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise TraceError(f"{target}: suffix {target.suffix!r}; write to {' or '.join(SUFFIXES)}")
     if not target.parent.is_dir():
         raise TraceError(f"{target}: no folder {target.parent}; make it first")
-    trace.validate(str(target))
-    arrays = {name: np.ascontiguousarray(array) for name, array in trace.arrays().items()}
+    return target
+
+
+def _put(target: Path, document: str, columns: Mapping[str, Column]) -> None:
+    """Write beside the target, then put it in place."""
     handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:
         if target.suffix == ".npz":
-            document = np.array(trace.document())
-            write_npz(Path(scratch), {DOCUMENT: document} | arrays)
+            stream_npz(Path(scratch), {DOCUMENT: whole(np.array(document))} | dict(columns))
         else:
-            save_file(arrays, scratch, metadata={DOCUMENT: trace.document()})
+            stream_safetensors(Path(scratch), columns, {DOCUMENT: document})
         Path(scratch).chmod(0o644)
         Path(scratch).replace(target)
     except BaseException:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
-from typing import Any
 
 import numpy as np
 
 from moesim.simulator import registry
+from moesim.simulator.controller import Controller
 from moesim.simulator.errors import BudgetError, CapabilityError, MoesimError, PolicyError
 from moesim.simulator.messages import Copy, Fact, LayerRouted
 from moesim.simulator.policies.base import CachePolicy, Policy
@@ -195,7 +195,7 @@ def _check_options(spec: PolicySpec) -> None:
     """Check that the class and each of its options are documented and have defaults."""
     cls = spec.cls
     text = cls.__doc__
-    assert text and text.strip(), f"{cls.__name__} has no docstring"
+    assert (text or "").strip(), f"{cls.__name__} has no docstring"
     for name, option in registry.options(cls).items():
         assert option.default is not inspect.Parameter.empty, (
             f"{cls.__name__}: option {name} has no default"
@@ -204,7 +204,7 @@ def _check_options(spec: PolicySpec) -> None:
 
 
 def _check_same_answers(spec: PolicySpec, trace: RoutingTrace, slots: int) -> None:
-    """Check that two fresh objects answer alike, and a fresh controller fed the log of a run too."""
+    """Check that two fresh objects answer alike, and a fresh controller fed a log too."""
     for setting in (PLAIN, BAD):
         run = _run(spec, trace, setting, slots, 1)
         first, second = (run.controller(keep_log=True) for _ in range(2))
@@ -276,8 +276,9 @@ def _copied(run: Prepared) -> list[int]:
     return [command.expert for command in logged(counted(run)) if isinstance(command, Copy)]
 
 
-def _drew(controller: Any) -> bool:
-    policy = controller._cache
+def _drew(controller: Controller) -> bool:
+    """Return whether the cache policy has drawn from its random stream."""
+    policy = controller._cache  # noqa: SLF001  no driver ever asks for it
     untouched = np.random.default_rng(np.random.SeedSequence(3).spawn(3)[0])
     return bool(policy.run.rng.bit_generator.state != untouched.bit_generator.state)
 

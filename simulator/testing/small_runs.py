@@ -96,7 +96,8 @@ def small_run(
         budget_bytes = room * max(sizes_L)
     chosen: dict[Axis, AnyPolicy] = {"cache": cache, "prefetch": prefetch, "schedule": schedule}
     policies = {axis: as_spec(axis, policy) for axis, policy in chosen.items()}
-    if profile_trace is None and any({"profile", "transitions"} & p.needs for p in policies.values()):
+    needs = frozenset().union(*(policy.needs for policy in policies.values()))
+    if profile_trace is None and needs & {"profile", "transitions"}:
         profile_trace = tiny_trace(
             layers=trace.layers, experts=trace.experts, top_k=trace.top_k, seed=seed + 1
         )

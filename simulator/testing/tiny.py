@@ -1,4 +1,4 @@
-"""Small routing traces: from rows written by hand, or drawn from a seed with all that policies read.
+"""Small routing traces: from rows written by hand, or drawn from a seed with every signal.
 
 Nothing here is recorded from a model; every trace says ``synthetic`` and passes
 `RoutingTrace.validate`.
@@ -141,9 +141,7 @@ def rename_experts(trace: RoutingTrace, new_LE: NDArray[np.int64]) -> RoutingTra
     return replace(trace, expert_TLK=renamed_TLK, signals=signals)
 
 
-def _walk(
-    rng: np.random.Generator, tokens: int, layers: int, experts: int
-) -> NDArray[np.float64]:
+def _walk(rng: np.random.Generator, tokens: int, layers: int, experts: int) -> NDArray[np.float64]:
     """Return logits of one request: a taste of its own, and a memory of the token before."""
     taste_LE = rng.normal(0.0, 1.0, (layers, experts))
     logits_TLE = rng.normal(0.0, 1.0, (tokens, layers, experts))

@@ -8,6 +8,7 @@ with the number of the law in INVARIANTS.md.
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from moesim.simulator.controller import Controller
@@ -60,7 +61,9 @@ class Witness:
         self._to_run: dict[int, int] = {}  # demanded, not handed over -> tokens
         self._was_here: set[int] = set()  # in the cache when the event began
         self._copied: set[int] = set()  # demand copies of the event
-        self._reads: dict[int, int] = {}  # expert -> its GPU run of the event
+        self._reads: dict[
+            int, int
+        ] = {}  # expert -> the GPU run that reads it where it is
         self._held: set[int] = set()  # whose room must last until the event's runs have ended
 
     def initial(self) -> tuple[int, ...]:
@@ -165,7 +168,7 @@ class Witness:
         elif isinstance(command, Ask):
             self._asked.add(command.n)
         elif isinstance(command, Reroute):
-            raise AssertionError("law 2: choices were rerouted by policies that do not say so")
+            raise AssertionError("law 2: choices were rerouted by policies that do not say so")  # noqa: TRY004
         if isinstance(command, Numbered):
             self._kinds.append(type(command))
 
@@ -178,8 +181,8 @@ class Witness:
         self._check_after(copy, Run)
         expert, place = copy.expert, copy.dst
         if copy.cause is Cause.DEMAND:
-            assert expert in self._to_run, f"law 2: {copy} brings what layer {self._layer} needs not"
-            assert expert not in self._copied, f"law 2: expert {expert} was copied twice in an event"
+            assert expert in self._to_run, f"law 2: {copy}, not needed by layer {self._layer}"
+            assert expert not in self._copied, f"law 2: {copy}, the second in an event"
             assert expert not in self._was_here, (
                 f"law 3: expert {expert} was here when layer {self._layer} needed it, and left"
             )
@@ -203,6 +206,7 @@ class Witness:
         if former is not None:
             self._place.pop(former, None)
             self._held.discard(former)
+            self._reads.pop(former, None)
         old_place = self._place.get(expert)
         if old_place is not None:
             del self._content[old_place]
@@ -254,7 +258,7 @@ class Witness:
                     end_bytes = place.offset_bytes + residency.size(expert)
                     spans.append((place.offset_bytes, end_bytes, expert))
         spans.sort()
-        for (_, end_bytes, one), (begin_bytes, _, other) in zip(spans, spans[1:], strict=False):
+        for (_, end_bytes, one), (begin_bytes, _, other) in pairwise(spans):
             assert end_bytes <= begin_bytes, f"law 1: experts {one} and {other} share bytes"
         for expert in self._held:
             assert residency.has_room(expert), (

@@ -10,8 +10,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the recorder runs a real model")
 pytest.importorskip("transformers", reason="the recorder runs a transformers model")
 
+from moesim.backends.generation import Request, Sampling  # noqa: E402 - after the skip
 from moesim.backends.models import ModelError, find_moe  # noqa: E402 - after the skip
-from moesim.backends.recorder import Origin, Request, Sampling, record  # noqa: E402
+from moesim.backends.recorder import Origin, record  # noqa: E402 - after the skip
 from moesim.backends.signals import SPECS  # noqa: E402
 from moesim.traces import RoutingTrace, TraceError  # noqa: E402
 
@@ -33,10 +34,10 @@ ORIGIN = Origin(model="tiny")
 MakeModel = Callable[[str], Any]
 
 
-def record_all(model: Any, *, sampling: Sampling = SAMPLING) -> RoutingTrace:
+def record_all(model: Any, *, sampling: Sampling = SAMPLING, batch: int = 1) -> RoutingTrace:
     """Record three requests with every signal."""
     requests = [Request(prompt=prompt, task=f"task {len(prompt)}") for prompt in PROMPTS]
-    return record(model, requests, sampling, ORIGIN, signals=tuple(SPECS), horizons=2)
+    return record(model, requests, sampling, ORIGIN, signals=tuple(SPECS), horizons=2, batch=batch)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,6 +50,28 @@ def test_a_recorded_trace_is_valid(make_model: MakeModel, family: str) -> None:
     assert trace.output_tokens_R.tolist() == [6, 6, 6]
     assert trace.tokens == 7 + 3 + 4 + 3 * 5
     assert trace.task_R == ("task 7", "task 3", "task 4")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_batch_gives_what_single_requests_give(
+    make_model: MakeModel, family: str, batch: int
+) -> None:
+    """Padded to one length and run together, requests have the same tokens, experts and signals."""
+    model = make_model(family)
+    alone, together = record_all(model), record_all(model, batch=batch)
+    assert alone.header == together.header
+    for name, array in alone.arrays().items():
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(
+                array.astype(np.float32),
+                together.arrays()[name].astype(np.float32),
+                rtol=2e-3,
+                atol=2e-3,
+                err_msg=name,
+            )
+        else:
+            np.testing.assert_array_equal(array, together.arrays()[name], err_msg=name)
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "GptOss"])

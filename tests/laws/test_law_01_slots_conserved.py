@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import orders, shapes, traces
+
 from moesim.simulator import registry
 from moesim.simulator.residency import Pool
 from moesim.simulator.terms import Place
@@ -16,7 +18,6 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
-from strategies import orders, shapes, traces
 
 
 @pytest.mark.parametrize("name", registry.names("cache"))

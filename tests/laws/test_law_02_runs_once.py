@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import orders, shapes, traces, with_fault
+
 from moesim.simulator import registry
 from moesim.simulator.errors import PolicyError
 from moesim.simulator.messages import Command, Run
@@ -21,7 +23,6 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
-from strategies import orders, shapes, traces, with_fault
 
 
 @pytest.mark.parametrize("name", registry.names("schedule"))

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import orders, shapes, traces, with_fault
+
 from moesim.simulator.errors import PolicyError
 from moesim.simulator.messages import (
     Command,
@@ -17,10 +19,12 @@ from moesim.simulator.messages import (
 )
 from moesim.simulator.policies.base import (
     CachePolicy,
-    Evictable as Offered,
     PrefetchPolicy,
     View,
     Wish,
+)
+from moesim.simulator.policies.base import (
+    Evictable as Offered,
 )
 from moesim.simulator.residency import Evictable, Residency
 from moesim.simulator.terms import Phase, Verdict
@@ -30,17 +34,16 @@ from moesim.simulator.testing import (
     WISH_AT_RANDOM,
     Witness,
     adversarial,
-    small_run,
     seeded,
+    small_run,
     tiny_trace,
     trace_of,
 )
-from strategies import orders, shapes, traces, with_fault
 
 
 @given(st.data(), shapes(), orders())
 def test_what_is_needed_stays_until_it_has_run(data: st.DataObject, shape, choose) -> None:
-    """Hits and late hits keep their room, in cache and staging, whatever is prefetched meanwhile."""
+    """Hits and late hits keep their room, in cache and staging, whatever is prefetched."""
     trace = data.draw(traces(shape, prompt_tokens=2, decode_tokens=6))
     slots = shape.top_k + data.draw(st.integers(shape.top_k, shape.top_k + 3))
     run = small_run(
@@ -59,7 +62,9 @@ def test_what_is_needed_stays_until_it_has_run(data: st.DataObject, shape, choos
 def test_unequal_experts_stay_until_they_have_run(data: st.DataObject, shape, choose) -> None:
     """The same holds in a pool that counts bytes, where one expert's room may take two to give."""
     trace = data.draw(traces(shape))
-    sizes_L = [data.draw(st.sampled_from([500_000, 700_000, 1_000_000])) for _ in range(shape.layers)]
+    sizes_L = [
+        data.draw(st.sampled_from([500_000, 700_000, 1_000_000])) for _ in range(shape.layers)
+    ]
     run = small_run(
         trace,
         prefetch=WISH_AT_RANDOM,
@@ -156,7 +161,9 @@ def test_a_victim_that_was_not_offered_is_refused() -> None:
             return self.newest
 
     trace = trace_of([([], [[[0, 1]], [[2, 1]], [[3, 2]]])], experts=4)
-    with pytest.raises(PolicyError, match="GiveUpTheNewest chose expert 2, which it was not offered"):
+    with pytest.raises(
+        PolicyError, match="GiveUpTheNewest chose expert 2, which it was not offered"
+    ):
         adversarial(small_run(trace, cache=GiveUpTheNewest, slots=3), seeded(0)).run()
 
 

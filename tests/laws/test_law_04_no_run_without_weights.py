@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import orders, shapes, traces, with_fault
+
 from moesim.simulator import registry
 from moesim.simulator.messages import Command, Copy, Run
 from moesim.simulator.testing import (
@@ -14,7 +16,6 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
-from strategies import orders, shapes, traces, with_fault
 
 
 @given(st.data(), shapes(layers=2, experts=6, top_k=3), orders())

@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import shapes, traces
+
 from moesim.simulator.errors import ProtocolError
 from moesim.simulator.messages import RunBegan
 from moesim.simulator.testing import (
@@ -13,7 +15,6 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
-from strategies import shapes, traces
 
 
 @given(st.data(), shapes())

@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import orders, shapes, traces, with_fault
+
 from moesim.simulator import registry
 from moesim.simulator.messages import Command, FormStep, LayerDone, Run
 from moesim.simulator.testing import (
@@ -16,7 +18,6 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
-from strategies import orders, shapes, traces, with_fault
 
 
 @given(st.data(), shapes(), orders())

@@ -4,8 +4,10 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
 from moesim.simulator import registry
 from moesim.simulator.registry import Axis
 from moesim.simulator.testing import engine, sample_spec, small_run, tiny_trace
@@ -42,7 +44,7 @@ def test_another_process_gives_the_same_bytes() -> None:
     """Hash seeds, which order sets and differ by process, reach no decision and no output."""
     outputs = [
         subprocess.run(
-            [sys.executable, "-c", IN_ANOTHER_PROCESS, os.path.dirname(__file__)],
+            [sys.executable, "-c", IN_ANOTHER_PROCESS, str(Path(__file__).parent)],
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from moesim.simulator import registry
 from moesim.simulator.demands import Workload
 from moesim.simulator.errors import PolicyError

@@ -5,6 +5,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import shapes, traces
+
 from moesim.simulator import registry
 from moesim.simulator.errors import BooksError
 from moesim.simulator.ledger import check
@@ -22,7 +24,6 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
-from strategies import shapes, traces
 
 EVERY_POLICY = [(axis, name) for axis in registry.AXES for name in registry.names(axis)]
 

@@ -1,7 +1,5 @@
 """No run beats its bounds, and the bound on bytes is the minimum where it says so."""
 
-# ruff: noqa: ARG002  a policy takes the whole question and may ignore part
-
 from collections.abc import Sequence
 from functools import cache
 from inspect import Parameter

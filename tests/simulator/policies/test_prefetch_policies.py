@@ -207,19 +207,19 @@ class Wanting(PrefetchPolicy):
         super().__init__(run)
         self.experts = experts
 
-    def wants(self, demand: Demand | None, view: View) -> list[Wish]:  # noqa: ARG002  the hook
+    def wants(self, demand: Demand | None, view: View) -> list[Wish]:
         """Return them all."""
         return [Wish(expert) for expert in self.experts]
 
-    def asks(self, demand: Demand | None, view: View) -> list[Question]:  # noqa: ARG002  the hook
+    def asks(self, demand: Demand | None, view: View) -> list[Question]:
         """Ask for more."""
         return [Question("more", self.experts)]
 
-    def compute(self, name: str, question: Any) -> Any:  # noqa: ARG002  the hook
+    def compute(self, name: str, question: Any) -> Any:
         """Return the question."""
         return question
 
-    def on_answer(self, name: str, answer: Any, view: View) -> list[Wish]:  # noqa: ARG002  the hook
+    def on_answer(self, name: str, answer: Any, view: View) -> list[Wish]:
         """Wish for what was answered."""
         return [Wish(expert) for expert in answer]
 

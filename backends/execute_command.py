@@ -1,0 +1,138 @@
+"""``moesim execute``: generate with a real model whose experts are offloaded."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NOT_AVAILABLE = 3
+
+Model = Annotated[
+    str,
+    typer.Argument(help="A transformers MoE model: a folder, or an id of the hub (owner/name)."),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts", help='One prompt a line, or JSON Lines {"prompt": ..., "task": ...}.'
+    ),
+]
+Routes = Annotated[
+    Path | None,
+    typer.Option(
+        "--routes", help="Serve this trace: its requests, its routes in place of the model's own."
+    ),
+]
+SystemName = Annotated[
+    str | None, typer.Option("--system", help="Named bundle of policies; single ones override it.")
+]
+Cache = Annotated[str | None, typer.Option("--cache", help="What stays in VRAM. Default lru.")]
+Prefetch = Annotated[
+    str | None, typer.Option("--prefetch", help="What is copied ahead. Default none.")
+]
+Schedule = Annotated[
+    str | None, typer.Option("--schedule", help="Where experts run. Default resident_first.")
+]
+PolicyModule = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy-module",
+        help="A policy that is not ours: file.py:Class or module:Class[:options].",
+    ),
+]
+Vram = Annotated[
+    str | None, typer.Option("--vram", help="VRAM for everything, such as 12GiB. Default: all.")
+]
+ExpertBudget = Annotated[
+    str | None, typer.Option("--expert-budget", help="VRAM for experts alone, such as 4000MiB.")
+]
+Slots = Annotated[
+    str | None, typer.Option("--slots", help="Room for experts: a number, or a share such as 25%.")
+]
+Backend = Annotated[
+    str, typer.Option("--backend", help="cpu: memory copies and products on threads.")
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")]
+MaxPrompts = Annotated[int | None, typer.Option(min=1, help="Take only the first N.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sampling and of the policies.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")]
+Horizons = Annotated[int, typer.Option(min=1, help="How many layers ahead policies may look.")]
+Hardware = Annotated[
+    str | None,
+    typer.Option("--hardware", help="Machine profile, for policies that ask how long things take."),
+]
+ProfileTrace = Annotated[
+    Path | None,
+    typer.Option("--profile-trace", help="Another trace, for policies profiled offline."),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write the routes served, as a trace.")
+]
+JsonOut = Annotated[
+    str | None, typer.Option("--json", help="Write texts and figures as JSON; - is stdout.")
+]
+
+
+def execute(
+    model: Model,
+    prompts: Prompts = None,
+    routes: Routes = None,
+    system: SystemName = None,
+    cache: Cache = None,
+    prefetch: Prefetch = None,
+    schedule: Schedule = None,
+    policy_module: PolicyModule = None,
+    vram: Vram = None,
+    expert_budget: ExpertBudget = None,
+    slots: Slots = None,
+    backend: Backend = "cpu",
+    new_tokens: NewTokens = 128,
+    max_prompts: MaxPrompts = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    ignore_eos: IgnoreEos = False,
+    horizons: Horizons = 2,
+    hardware: Hardware = None,
+    profile_trace: ProfileTrace = None,
+    output: Output = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Generate with a model whose experts do not all fit: the text, TTFT and TPOT, hits and misses.
+
+    moesim execute MODEL --prompts prompts.txt --system mixtral-offloading --slots 25%
+    """
+    from moesim.backends.wishes import Wishes, check_wishes  # noqa: PLC0415  light at import
+
+    wishes = Wishes(
+        model=model,
+        prompts=prompts,
+        routes=routes,
+        system=system,
+        axes=(cache, prefetch, schedule),
+        policy_modules=tuple(policy_module or ()),
+        memory=(vram, expert_budget, slots),
+        backend=backend,
+        new_tokens=new_tokens,
+        max_prompts=max_prompts,
+        temperature=temperature,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        horizons=horizons,
+        hardware=hardware,
+        profile_trace=profile_trace,
+        output=output,
+        json_out=json_out,
+    )
+    check_wishes(wishes)
+    try:
+        from moesim.backends.serving import serve  # noqa: PLC0415  torch only when it runs
+    except ModuleNotFoundError as error:
+        if error.name not in {"torch", "transformers"}:
+            raise
+        typer.echo(
+            f"moesim: executing needs {error.name}; install it with: pip install 'moesim[torch]'",
+            err=True,
+        )
+        raise typer.Exit(NOT_AVAILABLE) from error
+    serve(wishes)

@@ -1,0 +1,192 @@
+"""From a user's wishes to an execution, and from that to what is printed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from moesim.backends.budget import expert_budget_bytes, kv_bytes_per_token
+from moesim.backends.controllers import Deciding, UnknownCosts
+from moesim.backends.execution import Execution, execute
+from moesim.backends.experts import RESIDENT
+from moesim.backends.forcing import requests_of
+from moesim.backends.loading import Checkpoint, load_checkpoint
+from moesim.backends.prompts import read_prompts
+from moesim.backends.recorder import Request, Sampling
+from moesim.backends.store import ExpertStore
+from moesim.backends.wishes import Wishes
+from moesim.hardware_profiles import load as load_hardware
+from moesim.hardware_profiles import load_runtime
+from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator.commands.policies import Choice, choose_policies
+from moesim.simulator.costs import CostModel
+from moesim.simulator.memory import MemorySpec
+from moesim.simulator.models.cost_shape import CostShape
+from moesim.simulator.policies.base import Costs
+from moesim.simulator.progress import progress
+from moesim.simulator.results import latency_fields, token_times, write_text
+from moesim.traces import RoutingTrace, load, write
+
+
+def serve(wishes: Wishes) -> None:
+    """Load, execute, print.
+
+    Raises:
+        MoesimError, TraceError: A name, a file or a budget is wrong, or the run failed.
+    """
+    chosen = choose_policies(wishes.system, None, *wishes.axes, wishes.policy_modules)
+    routes = None if wishes.routes is None else load(wishes.routes)
+    if routes is not None and wishes.max_prompts is not None:
+        routes = routes.head(requests=wishes.max_prompts)
+    checkpoint = load_checkpoint(wishes.model, torch.device("cpu"))
+    requests = _requests(wishes, checkpoint, routes)
+    sampling = Sampling(
+        new_tokens=wishes.new_tokens,
+        temperature=wishes.temperature,
+        seed=wishes.seed,
+        ignore_eos=wishes.ignore_eos,
+    )
+    deciding, store = _decide(wishes, chosen, checkpoint, requests)
+    total = sum(len(request.prompt) + _generated(request, sampling) - 1 for request in requests)
+    with progress("generating", total, "tokens") as on_step:
+        done = execute(
+            checkpoint.model,
+            store,
+            requests,
+            deciding,
+            sampling,
+            routes=routes,
+            horizons=wishes.horizons,
+            on_step=on_step,
+        )
+    if wishes.output is not None:
+        write(done.trace, wishes.output)
+    _print(wishes, checkpoint, deciding, store, done)
+
+
+def _requests(
+    wishes: Wishes, checkpoint: Checkpoint, routes: RoutingTrace | None
+) -> list[Request]:
+    if routes is not None:
+        return requests_of(routes, checkpoint.model.config.get_text_config().vocab_size)
+    assert wishes.prompts is not None
+    texts = read_prompts(wishes.prompts, wishes.max_prompts)
+    return [
+        Request(prompt=checkpoint.tokenizer(text.text).input_ids, task=text.task) for text in texts
+    ]
+
+
+def _generated(request: Request, sampling: Sampling) -> int:
+    return sampling.new_tokens if request.forced is None else len(request.forced)
+
+
+def _decide(
+    wishes: Wishes, chosen: Choice, checkpoint: Checkpoint, requests: list[Request]
+) -> tuple[Deciding, ExpertStore]:
+    """Take the experts off the model and say what they get and who decides."""
+    model: Any = checkpoint.model
+    model.set_experts_implementation(RESIDENT)
+    kv_per_token = kv_bytes_per_token(model)
+    store = ExpertStore.take_from(model)
+    longest = max(
+        len(request.prompt) + (wishes.new_tokens if request.forced is None else len(request.forced))
+        for request in requests
+    )
+    dense = sum(weights.numel() * weights.element_size() for weights in model.parameters())
+    budget = expert_budget_bytes(
+        MemorySpec(*wishes.memory), store, dense_bytes=dense, kv_bytes=kv_per_token * longest
+    )
+    deciding = Deciding(
+        policies=chosen.policies,
+        budget_bytes=budget,
+        system=chosen.system,
+        seed=wishes.seed,
+        costs=_costs(wishes, chosen, store, dense),
+        profile_trace=None if wishes.profile_trace is None else load(wishes.profile_trace),
+    )
+    return deciding, store
+
+
+def _costs(wishes: Wishes, chosen: Choice, store: ExpertStore, dense_bytes: int) -> Costs:
+    if wishes.hardware is None:
+        return UnknownCosts()
+    layers = len(store.sizes_L)
+    shape = CostShape.from_bytes(
+        store.sizes_L,
+        [dense_bytes // layers] * layers,
+        experts=store.parts.experts,
+        top_k=store.parts.top_k,
+        bits_per_weight=8 * store.layouts[0].matrices[0].dtype.itemsize,
+    )
+    return CostModel(load_hardware(wishes.hardware), load_runtime(chosen.runtime), shape)
+
+
+def _print(
+    wishes: Wishes,
+    checkpoint: Checkpoint,
+    deciding: Deciding,
+    store: ExpertStore,
+    done: Execution,
+) -> None:
+    latencies, _ = latency_fields(token_times(done.timings.requests))
+    counts, timings = done.counts, done.timings
+    figures = {
+        "model": checkpoint.name,
+        "system": deciding.system,
+        **{axis: deciding.policies[axis] for axis in deciding.policies},
+        "backend": wishes.backend,
+        "expert_budget_bytes": deciding.budget_bytes,
+        "expert_bytes_total": store.total_bytes,
+        **latencies,
+        **counts.as_dict(),
+        "bytes_total": counts.bytes_total,
+        "span_ns": timings.span_ns,
+        "decision_ns": timings.decision_ns,
+        "link_busy_ns": timings.link_busy_ns,
+        "experts_busy_ns": timings.experts_busy_ns,
+        "cpu_busy_ns": timings.cpu_busy_ns,
+    }
+    texts = (
+        None
+        if wishes.routes is not None
+        else [checkpoint.tokenizer.decode(tokens) for tokens in done.tokens]
+    )
+    if wishes.json_out is not None:
+        text = json.dumps({**figures, "texts": texts}, indent=2, ensure_ascii=False) + "\n"
+        if wishes.json_out == "-":
+            typer.echo(text, nl=False)
+            return
+        write_text(Path(wishes.json_out), text)
+    for text in texts or ():
+        typer.echo(text)
+        typer.echo()
+    typer.echo(_summary(figures, deciding, store, done))
+
+
+def _summary(
+    figures: dict[str, Any], deciding: Deciding, store: ExpertStore, done: Execution
+) -> str:
+    """Return the figures as lines: latencies, decisions, bytes."""
+
+    def shown(name: str) -> str:
+        value = figures[name]
+        return "none" if value is None else f"{value:.2f} ms"
+
+    counts = done.counts
+    slots = deciding.budget_bytes // max(store.sizes_L)
+    experts = store.parts.experts * len(store.sizes_L)
+    rate = counts.hits / counts.demands if counts.demands else 0.0
+    return "\n".join(
+        [
+            f"{figures['system']}: {format_bytes(deciding.budget_bytes)} for experts, "
+            f"{slots} of {experts}",
+            f"TTFT mean {shown('mean_ttft_ms')}   TPOT mean {shown('mean_tpot_ms')}, "
+            f"p50 {shown('p50_tpot_ms')}, p99 {shown('p99_tpot_ms')}",
+            f"hits {counts.hits} ({rate:.1%})   late {counts.late_hits}   misses {counts.misses}"
+            f"   on the CPU {counts.cpu_experts}",
+            f"copied {format_bytes(counts.bytes_total)}, "
+            f"{format_bytes(counts.bytes_prefetch_wasted)} of it prefetched in vain",
+        ]
+    )

@@ -1,0 +1,184 @@
+"""What every backend has to do, checked by running it: for authors of new drivers.
+
+::
+
+    from moesim.backends.testing import check_backend
+
+    def test_my_driver() -> None:
+        check_backend(MyDriver, torch.device("mps"))
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import transformers
+
+from moesim.backends.controllers import Deciding
+from moesim.backends.execution import Execution, Keep, Log, MakeDriver, execute
+from moesim.backends.experts import RESIDENT
+from moesim.backends.models import Model
+from moesim.backends.recorder import Request, Sampling
+from moesim.backends.store import ExpertStore
+from moesim.simulator.controller import Controller
+from moesim.simulator.registry import Axis
+
+PROMPTS = ((5, 9, 200, 17, 33, 4, 90), (7, 8), (250, 3, 3, 3, 61))
+NEW_TOKENS = 6
+SMALL_SLOTS = 4
+LARGE_SLOTS = 14
+
+# What each system exercises, and its room for experts.
+SYSTEMS: Mapping[str, tuple[Mapping[Axis, str], int]] = {
+    "waves in a shared cache": (
+        {"cache": "lru", "prefetch": "none", "schedule": "resident_first"},
+        SMALL_SLOTS,
+    ),
+    "a pool for each layer": (
+        {"cache": "lru:scope=per_layer", "prefetch": "none", "schedule": "resident_first"},
+        LARGE_SLOTS,
+    ),
+    "staging": ({"cache": "transient", "prefetch": "none", "schedule": "on_demand"}, SMALL_SLOTS),
+    "prefetch": (
+        {
+            "cache": "lru",
+            "prefetch": "next_gate:horizon=2",
+            "schedule": "resident_first",
+        },
+        LARGE_SLOTS,
+    ),
+}
+CPU_EXPERTS: Mapping[Axis, str] = {
+    "cache": "lru",
+    "prefetch": "transition_table:fit=online",
+    "schedule": "cpu_on_miss",
+}
+CPU_TOLERANCE = 1e-4
+
+
+def tiny_model() -> Model:
+    """Return a Mixtral of three layers of eight experts top-2 with random weights, in float32."""
+    config = transformers.MixtralConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    model: Model = transformers.MixtralForCausalLM(config)
+    return model.eval()
+
+
+def check_backend(
+    make_driver: MakeDriver, device: torch.device, *, has_cpu_experts: bool = True
+) -> None:
+    """Run a driver through systems that use all of it, and compare with the resident model.
+
+    Text and logits must be those of the same kernels with every expert resident, bit by bit; the
+    fact log must be answered alike by a fresh controller; the books must balance.
+
+    Args:
+        make_driver: Makes the driver under test.
+        device: Where the model's other weights go.
+        has_cpu_experts: Whether the driver runs experts on the CPU; their logits may differ a
+            little, their text may not.
+
+    Raises:
+        AssertionError: One line that says which system, and what differs first.
+    """
+    model = tiny_model().to(device)
+    expected = resident_logits(model, PROMPTS, NEW_TOKENS)
+    store = ExpertStore.take_from(model, pin=device.type == "cuda")
+    for name, (policies, slots) in SYSTEMS.items():
+        done, deciding = _run(model, store, policies, slots, make_driver)
+        assert done.logits is not None
+        for request, (ours, theirs) in enumerate(zip(done.logits, expected, strict=True)):
+            for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+                assert torch.equal(a, b), f"{name}: request {request} step {step}: logits differ"
+        _check_log(name, done, deciding, store)
+    if has_cpu_experts:
+        done, deciding = _run(model, store, CPU_EXPERTS, LARGE_SLOTS, make_driver)
+        assert done.counts.cpu_experts > 0, "CPU experts: none ran"
+        assert done.logits is not None
+        for ours, theirs in zip(done.logits, expected, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                error = float((a - b).abs().max() / b.abs().max())
+                assert error <= CPU_TOLERANCE, f"CPU experts: logits differ by {error:.2e}"
+        _check_log("CPU experts", done, deciding, store)
+
+
+@torch.inference_mode()
+def resident_logits(
+    model: Model, prompts: Sequence[Sequence[int]], new_tokens: int, experts: str = RESIDENT
+) -> list[list[torch.Tensor]]:
+    """Return the logits of greedy decoding with every expert in place.
+
+    Args:
+        model: With its experts, which it keeps.
+        prompts: Token ids.
+        new_tokens: For each prompt; the end-of-text token is passed over.
+        experts: Which experts function of transformers computes.
+    """
+    model.set_experts_implementation(experts)
+    device = next(model.parameters()).device
+    kept = []
+    for prompt in prompts:
+        cache = transformers.DynamicCache(config=model.config)
+        fed, logits = list(prompt), []
+        for _ in range(new_tokens):
+            out = model(
+                torch.tensor([fed], device=device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits.append(out.logits[0, -1].clone())
+            fed = [int(logits[-1].argmax())]
+        kept.append(logits)
+    return kept
+
+
+def first_difference(log: Log, controller: Controller) -> str | None:
+    """Feed a fact log to a fresh controller; return where its commands first differ, or None."""
+    for call, (facts, now_ns, commands) in enumerate(log):
+        answer = controller.handle(list(facts), now_ns)
+        for at, (ours, theirs) in enumerate(zip(answer, commands, strict=False)):
+            if ours != theirs:
+                return f"call {call} command {at}: {ours} where the log has {theirs}"
+        if len(answer) != len(commands):
+            return f"call {call}: {len(answer)} commands where the log has {len(commands)}"
+    return None
+
+
+def _run(
+    model: Model,
+    store: ExpertStore,
+    policies: Mapping[Axis, str],
+    slots: int,
+    make_driver: MakeDriver,
+) -> tuple[Execution, Deciding]:
+    deciding = Deciding(policies=policies, budget_bytes=slots * store.sizes_L[0])
+    done = execute(
+        model,
+        store,
+        [Request(prompt=prompt) for prompt in PROMPTS],
+        deciding,
+        Sampling(new_tokens=NEW_TOKENS, ignore_eos=True),
+        keep=Keep(logits=True, log=True),
+        make_driver=make_driver,
+    )
+    return done, deciding
+
+
+def _check_log(name: str, done: Execution, deciding: Deciding, store: ExpertStore) -> None:
+    assert done.log is not None
+    fresh = deciding.controller(
+        experts=store.parts.experts, top_k=store.parts.top_k, sizes_L=store.sizes_L
+    )
+    difference = first_difference(done.log, fresh)
+    assert difference is None, f"{name}: {difference}"

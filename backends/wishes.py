@@ -1,0 +1,59 @@
+"""What a user of ``moesim execute`` asks for, and what of it can be refused without torch."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.traces.store import SUFFIXES
+
+BACKENDS = ("cpu",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """The options of the command, as they were given.
+
+    Attributes:
+        axes: Policies that override the system's: cache, prefetch, schedule.
+        memory: ``--vram``, ``--expert-budget``, ``--slots``.
+    """
+
+    model: str
+    prompts: Path | None
+    routes: Path | None
+    system: str | None
+    axes: tuple[str | None, str | None, str | None]
+    policy_modules: tuple[str, ...]
+    memory: tuple[str | None, str | None, str | None]
+    backend: str
+    new_tokens: int
+    max_prompts: int | None
+    temperature: float
+    seed: int
+    ignore_eos: bool
+    horizons: int
+    hardware: str | None
+    profile_trace: Path | None
+    output: Path | None
+    json_out: str | None
+
+
+def check_wishes(wishes: Wishes) -> None:
+    """Refuse what cannot be done before anything slow begins.
+
+    Raises:
+        InputError: One line that names the option, its value and the way out.
+    """
+    if wishes.backend not in BACKENDS:
+        raise UnknownNameError("backend", wishes.backend, BACKENDS)
+    if (wishes.prompts is None) == (wishes.routes is None):
+        raise InputError("give either --prompts FILE or --routes TRACE")
+    if not math.isfinite(wishes.temperature):
+        raise InputError(f"--temperature {wishes.temperature}: give a finite number, 0 or above")
+    if wishes.output is not None and wishes.output.suffix not in SUFFIXES:
+        raise InputError(f"{wishes.output}: give a file that ends in one of {SUFFIXES}")
+    in_json = Path(wishes.json_out) if wishes.json_out not in (None, "-") else None
+    for path in (wishes.output, in_json):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; make it first")
