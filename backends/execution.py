@@ -20,10 +20,10 @@ from moesim.backends.controllers import GATES, LOOK_IN, Deciding
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.experts import LayerWork, attach
 from moesim.backends.forcing import ForcedRoutes
-from moesim.backends.generation import check_lengths, choose_token, end_tokens
+from moesim.backends.generation import Request, Sampling
 from moesim.backends.lookahead import LookAhead
 from moesim.backends.models import Model
-from moesim.backends.recorder import Request, Sampling
+from moesim.backends.next_token import check_lengths, choose_token, end_tokens
 from moesim.backends.store import ExpertStore
 from moesim.simulator.controller import Controller
 from moesim.simulator.demands import Workload
@@ -302,8 +302,9 @@ class _Server:
         one.position += len(one.fed)
         one.tokens.append(token)
         one.fed = [token]
-        wanted = sampling.new_tokens if forced is None else len(forced)
-        is_over = len(one.tokens) == wanted or (forced is None and token in ends)
+        is_over = len(one.tokens) == one.request.new_tokens(sampling) or (
+            forced is None and token in ends
+        )
         then: list[Fact] = [RequestEnded(number), *self._arrival(number + 1)] if is_over else []
         if is_over:
             one.cache = None

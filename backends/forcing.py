@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moesim.backends.generation import Request
 from moesim.backends.models import MoeParts
-from moesim.backends.recorder import Request
 from moesim.simulator.errors import CapabilityError
 from moesim.traces import RoutingTrace
 

@@ -19,6 +19,8 @@ from moesim.backends.taps import Taps
 from moesim.traces import RoutingTrace, TraceHeader
 from moesim.traces.assemble import assemble
 
+__all__ = ["Origin", "Recording", "Request", "Sampling", "record"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:

@@ -12,9 +12,9 @@ from moesim.backends.controllers import Deciding, UnknownCosts
 from moesim.backends.execution import Execution, execute
 from moesim.backends.experts import RESIDENT
 from moesim.backends.forcing import requests_of
+from moesim.backends.generation import Request, Sampling
 from moesim.backends.loading import Checkpoint, load_checkpoint
 from moesim.backends.prompts import read_prompts
-from moesim.backends.recorder import Request, Sampling
 from moesim.backends.store import ExpertStore
 from moesim.backends.wishes import Wishes
 from moesim.hardware_profiles import load as load_hardware
@@ -48,8 +48,8 @@ def serve(wishes: Wishes) -> None:
         seed=wishes.seed,
         ignore_eos=wishes.ignore_eos,
     )
-    deciding, store = _decide(wishes, chosen, checkpoint, requests)
-    total = sum(len(request.prompt) + _generated(request, sampling) - 1 for request in requests)
+    deciding, store = _decide(wishes, chosen, checkpoint, requests, sampling)
+    total = sum(len(request.prompt) + request.new_tokens(sampling) - 1 for request in requests)
     with progress("generating", total, "tokens") as on_step:
         done = execute(
             checkpoint.model,
@@ -66,9 +66,7 @@ def serve(wishes: Wishes) -> None:
     _print(wishes, checkpoint, deciding, store, done)
 
 
-def _requests(
-    wishes: Wishes, checkpoint: Checkpoint, routes: RoutingTrace | None
-) -> list[Request]:
+def _requests(wishes: Wishes, checkpoint: Checkpoint, routes: RoutingTrace | None) -> list[Request]:
     if routes is not None:
         return requests_of(routes, checkpoint.model.config.get_text_config().vocab_size)
     assert wishes.prompts is not None
@@ -78,22 +76,19 @@ def _requests(
     ]
 
 
-def _generated(request: Request, sampling: Sampling) -> int:
-    return sampling.new_tokens if request.forced is None else len(request.forced)
-
-
 def _decide(
-    wishes: Wishes, chosen: Choice, checkpoint: Checkpoint, requests: list[Request]
+    wishes: Wishes,
+    chosen: Choice,
+    checkpoint: Checkpoint,
+    requests: list[Request],
+    sampling: Sampling,
 ) -> tuple[Deciding, ExpertStore]:
     """Take the experts off the model and say what they get and who decides."""
     model: Any = checkpoint.model
     model.set_experts_implementation(RESIDENT)
     kv_per_token = kv_bytes_per_token(model)
     store = ExpertStore.take_from(model)
-    longest = max(
-        len(request.prompt) + (wishes.new_tokens if request.forced is None else len(request.forced))
-        for request in requests
-    )
+    longest = max(len(request.prompt) + request.new_tokens(sampling) for request in requests)
     dense = sum(weights.numel() * weights.element_size() for weights in model.parameters())
     budget = expert_budget_bytes(
         MemorySpec(*wishes.memory), store, dense_bytes=dense, kv_bytes=kv_per_token * longest

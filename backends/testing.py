@@ -16,8 +16,8 @@ import transformers
 from moesim.backends.controllers import Deciding
 from moesim.backends.execution import Execution, Keep, Log, MakeDriver, execute
 from moesim.backends.experts import RESIDENT
+from moesim.backends.generation import Request, Sampling
 from moesim.backends.models import Model
-from moesim.backends.recorder import Request, Sampling
 from moesim.backends.store import ExpertStore
 from moesim.simulator.controller import Controller
 from moesim.simulator.registry import Axis

@@ -15,6 +15,8 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+collect_ignore = ["plugin_sample"]  # a distribution of its own; test_plugin.py runs its tests
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

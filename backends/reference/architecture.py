@@ -1,10 +1,13 @@
-"""Shape of the reference model, and the way it is computed while it learns.
+"""Shapes of the reference model and the topology twins, and how they are computed while they learn.
 
-It is transformers' own Qwen3-MoE: 12 MoE layers, 32 experts of width 48, top-4, hidden width 192.
-In training every expert is computed for every token and masked: for experts this narrow one dense
-product is faster than any dispatch, and the result is the same.
+All are transformers' own Qwen3-MoE. The reference model has 12 MoE layers, 32 experts of width 48,
+top-4, hidden width 192; a twin has exactly the layers, experts and top-k of a public model and is
+narrow otherwise. In training every expert is computed for every token and masked: for experts this
+narrow one dense product is faster than a dispatch, and the result is the same. Where there are very
+many experts, `use_grouped_experts` is faster.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,22 +21,45 @@ from moesim.backends.reference.vocabulary import PADDING, SEPARATOR, VOCABULARY_
 # T tokens, E experts of a layer, D hidden width, I expert width.
 Experts = Any  # an experts module of transformers, whatever its family
 DENSE_MASKED = "moesim_dense_masked"
+GROUPED = "moesim_grouped"
 
 
-def make_config(*, layers: int = 12, experts: int = 32, top_k: int = 4) -> Qwen3MoeConfig:
-    """Return the reference model's configuration; the arguments shrink it for tests."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Layers, experts of a layer, experts chosen, hidden width and width of an expert."""
+
+    layers: int
+    experts: int
+    top_k: int
+    width: int = 128
+    expert_width: int = 32
+
+
+REFERENCE = Shape(12, 32, 4, 192, 48)
+TWINS = {
+    "olmoe": Shape(16, 64, 8),
+    "mixtral-8x7b": Shape(32, 8, 2),
+    "qwen3-30b-a3b": Shape(48, 128, 8),
+    "qwen1.5-moe-a2.7b": Shape(24, 60, 4),
+    "phi-3.5-moe": Shape(32, 16, 2),
+}
+HEAD_WIDTH = 32
+
+
+def make_config(shape: Shape = REFERENCE) -> Qwen3MoeConfig:
+    """Return the configuration of a shape."""
     make: Any = Qwen3MoeConfig
     config: Qwen3MoeConfig = make(
         vocab_size=VOCABULARY_TOKENS,
-        hidden_size=192,
-        num_hidden_layers=layers,
-        num_attention_heads=6,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.width // HEAD_WIDTH,
         num_key_value_heads=2,
-        head_dim=32,
-        num_experts=experts,
-        num_experts_per_tok=top_k,
-        moe_intermediate_size=48,
-        intermediate_size=768,
+        head_dim=HEAD_WIDTH,
+        num_experts=shape.experts,
+        num_experts_per_tok=shape.top_k,
+        moe_intermediate_size=shape.expert_width,
+        intermediate_size=4 * shape.width,
         norm_topk_prob=True,
         decoder_sparse_step=1,
         mlp_only_layers=[],
@@ -76,3 +102,31 @@ def use_dense_experts(model: Model) -> None:
     """Make the model compute its experts densely."""
     ALL_EXPERTS_FUNCTIONS.register(DENSE_MASKED, dense_masked)
     model.set_experts_implementation(DENSE_MASKED)
+
+
+class _CastToBfloat16:
+    """The experts' weights in bfloat16, as autocast would have them for a product it knows."""
+
+    def __init__(self, experts: Experts) -> None:
+        self._experts = experts
+        self.gate_up_proj = experts.gate_up_proj.to(torch.bfloat16)
+        self.down_proj = experts.down_proj.to(torch.bfloat16)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the module has
+        return getattr(self._experts, name)
+
+
+def grouped(experts: Experts, hidden_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
+    """Sort the tokens by expert and compute each expert's own, in bfloat16: transformers' way."""
+    forward: Any = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
+    cast = _CastToBfloat16(experts)
+    out_TD: Tensor = forward(
+        cast, hidden_TD.to(torch.bfloat16), expert_TK, gate_TK.to(torch.bfloat16)
+    )
+    return out_TD.to(hidden_TD.dtype)
+
+
+def use_grouped_experts(model: Model) -> None:
+    """Make the model compute only the chosen experts; for a GPU."""
+    ALL_EXPERTS_FUNCTIONS.register(GROUPED, grouped)
+    model.set_experts_implementation(GROUPED)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import transformers
 from numpy.typing import NDArray
 
 from moesim.backends.models import Model
-from moesim.backends.reference.architecture import make_config, use_dense_experts
+from moesim.backends.reference.architecture import REFERENCE, make_config, use_dense_experts
 from moesim.backends.reference.judge import judge
 from moesim.backends.reference.learning import LOAD_BALANCE, Trainer, steps_per_second
 from moesim.backends.reference.texts import Split, pack_rows, read_split, share_rows
@@ -70,7 +71,7 @@ def learn(trainer: Trainer, rows: NDArray[np.uint16], batch_rows: int) -> list[l
         loss, balance = trainer.step(batch, progress=step / steps, warmth=warmth)
         if step % SAY_EVERY_STEPS == 0 or step == steps - 1:
             curve.append([step, float(loss) / math.log(2), float(balance)])
-            _say(f"step {step}: {curve[-1][1]:.3f} bits per token, balance {curve[-1][2]:.3f}")
+            say(f"step {step}: {curve[-1][1]:.3f} bits per token, balance {curve[-1][2]:.3f}")
     trainer.settle()
     return curve
 
@@ -121,7 +122,8 @@ def _driver() -> str | None:
     return done.stdout.strip() or None
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell the progress."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - a script's progress
 
 
@@ -150,7 +152,7 @@ def main() -> None:
 
     def fresh() -> Model:
         torch.manual_seed(options.seed)
-        model: Model = transformers.Qwen3MoeForCausalLM(make_config(layers=options.layers))
+        model: Model = transformers.Qwen3MoeForCausalLM(make_config(replace(REFERENCE, layers=options.layers)))
         use_dense_experts(model)
         return model.to(device)
 
@@ -160,7 +162,7 @@ def main() -> None:
     if options.steps is None:
         speed = steps_per_second(make_trainer, options.batch_rows, options.row_tokens)
         options.steps = max(1, int(speed * 60 * options.minutes))
-        _say(f"{speed * options.batch_rows * options.row_tokens / 1e6:.2f} MB of text per second")
+        say(f"{speed * options.batch_rows * options.row_tokens / 1e6:.2f} MB of text per second")
     rows, given = make_rows(
         split,
         wanted=options.steps * options.batch_rows,
@@ -168,7 +170,7 @@ def main() -> None:
         seed=options.seed,
     )
     options.steps = len(rows) // options.batch_rows
-    _say(f"{options.steps} steps over {rows.size / 1e6:.1f} MB of text")
+    say(f"{options.steps} steps over {rows.size / 1e6:.1f} MB of text")
     trainer = make_trainer()
     started = time.perf_counter()
     curve = learn(trainer, rows, options.batch_rows)
@@ -192,7 +194,7 @@ def main() -> None:
         "untrained": untrained["overall"],
     }
     (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    _say(json.dumps(trained["overall"], indent=1))
+    say(json.dumps(trained["overall"], indent=1))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers", reason="it is a model of tran
 from moesim.backends.models import find_moe  # noqa: E402 - after the skip
 from moesim.backends.recorder import Origin, Request, Sampling, record  # noqa: E402
 from moesim.backends.reference import train  # noqa: E402
-from moesim.backends.reference.architecture import make_config, use_dense_experts  # noqa: E402
+from moesim.backends.reference.architecture import Shape, make_config, use_dense_experts  # noqa: E402
 from moesim.backends.reference.judge import (  # noqa: E402
     bigram_bits,
     gzip_bits,
@@ -65,7 +65,7 @@ def sample_rows(sample: RoutingTrace) -> Any:
 def test_dense_experts_give_what_dispatched_experts_give() -> None:
     """Computing every expert and masking is the same function up to rounding."""
     torch.manual_seed(0)
-    model = transformers.Qwen3MoeForCausalLM(make_config(layers=2)).eval()
+    model = transformers.Qwen3MoeForCausalLM(make_config(Shape(2, 32, 4))).eval()
     ids = torch.randint(0, 256, (2, 33))
     with torch.no_grad():
         dispatched = model(ids).logits

@@ -1,5 +1,6 @@
 """Law 8: no policy sees the future unless the run granted it."""
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -92,6 +93,8 @@ def test_only_what_is_declared_is_granted(axis: Axis, name: str) -> None:
             )
             super().__init__(run, *args, **options)
 
+    Spy.__init__.__signature__ = inspect.signature(spec.cls.__init__)  # the options are its own
+    Spy.__init__.__annotations__ = spec.cls.__init__.__annotations__
     spied = replace(spec, cls=Spy)
     small_run(tiny_trace(), slots=8, **{axis: spied}).controller()
     assert granted <= spec.needs

@@ -1,0 +1,120 @@
+"""``moesim execute``: text and figures out, errors in one line, light without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from moesim.backends.execute_command import execute
+from moesim.simulator.errors import InputError, UnknownNameError
+
+app = typer.Typer()
+app.command()(execute)
+
+
+@pytest.fixture(scope="module")
+def weights(repository: Path) -> str:
+    """Return the folder of the reference model."""
+    return str(repository / "backends" / "reference" / "weights")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Return a file of two prompts."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("The king said\nfor i in range(\n")
+    return path
+
+
+def run(*arguments: object) -> str:
+    """Run the command and return what it printed."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_it_prints_text_and_figures(weights: str, prompts: Path) -> None:
+    """The generated text comes first, then TTFT, TPOT, hits and misses."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    options = ("--prompts", prompts, "--slots", "25%", "--new-tokens", 5, "--ignore-eos")
+    printed = run(weights, *options, "--system", "mixtral-offloading")
+    last = printed.strip().split("\n")[-4:]
+    assert last[0].startswith("mixtral-offloading: ")
+    assert "TTFT mean" in last[1]
+    assert "TPOT mean" in last[1]
+    assert last[2].startswith("hits ")
+
+
+def test_text_does_not_depend_on_the_system(weights: str, prompts: Path, tmp_path: Path) -> None:
+    """Two systems and budgets print one text, and a trace of it can be served again."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    common = ("--prompts", prompts, "--new-tokens", 5, "--ignore-eos", "--json", "-")
+    trace = tmp_path / "served.npz"
+    first = json.loads(run(weights, *common, "--cache", "lru", "--slots", 96, "-o", trace))
+    second = json.loads(run(weights, *common, "--system", "on-demand", "--expert-budget", "8MiB"))
+    forced = json.loads(
+        run(weights, "--routes", trace, "--cache", "belady", "--slots", 96, "--json", "-")
+    )
+
+    assert first["texts"] == second["texts"]
+    assert all(first["texts"])
+    assert second["hits"] == 0
+    assert first["demands"] == second["demands"] == forced["demands"]
+    assert forced["misses"] < first["misses"] < second["misses"]
+    assert first["mean_tpot_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (("--backend", "tpu"), UnknownNameError, "no backend 'tpu'"),
+        (("--routes", "x.npz"), InputError, "either --prompts FILE or --routes TRACE"),
+        (("-o", "x.csv"), InputError, "x.csv: give a file that ends in"),
+        (("--json", "nowhere/x.json"), InputError, "there is no folder nowhere"),
+        (("--slots", "0"), InputError, "--slots 0: expected a number"),
+        (("--vram", "1MiB"), InputError, "hold no experts"),
+        (("--slots", "5", "--vram", "1GiB"), InputError, "give one of --vram"),
+        (("--schedule", "cheaper"), InputError, "--hardware"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    weights: str, prompts: Path, options: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    """A wrong option names itself and the way out."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    arguments = [weights, "--prompts", str(prompts), "--new-tokens", "2", *options]
+    with pytest.raises(error, match=message) as caught:
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_torch_it_says_so_and_exits_3(weights: str, prompts: Path) -> None:
+    """A machine without torch gets the line that installs it."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import typer\n"
+        "from moesim.backends.execute_command import execute\n"
+        "app = typer.Typer(); app.command()(execute); app()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, weights, "--prompts", str(prompts)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "pip install 'moesim[torch]'" in done.stderr
+
+
+def test_its_module_is_light() -> None:
+    """Importing the command imports neither torch nor numpy."""
+    code = (
+        "import sys, moesim.backends.execute_command\n"
+        "print(sorted({'torch', 'numpy', 'pydantic', 'simpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
