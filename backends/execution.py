@@ -164,6 +164,7 @@ class _Served:
         self.tokens: list[int] = []
         self.logits: list[Tensor] = []
         self.expert_TLK: list[NDArray[np.int64]] = []
+        self.gate_TLK: list[NDArray[np.float16]] = []
         self.look_in_TLHM: list[NDArray[np.int64]] = []
 
 
@@ -187,6 +188,7 @@ class _Server:
         self._reads_gates = GATES in needs
         self._step = -1
         self._layers: list[list[int]] = []  # choices of the running step, by layer
+        self._gates: list[NDArray[np.float16]] = []
         self._looks: list[list[list[list[int]]]] = []
         self._forced = None if routes is None else ForcedRoutes(store.parts, routes)
         self._look_ahead = LookAhead(store.parts, horizons) if LOOK_IN in needs else None
@@ -260,6 +262,7 @@ class _Server:
         rows = [
             RequestRows(
                 expert_TLK=np.concatenate(one.expert_TLK),
+                gate_TLK=np.concatenate(one.gate_TLK),
                 is_prefill_T=np.arange(one.position) < len(one.request.prompt),
                 task=one.request.task,
                 prompt_tokens=len(one.request.prompt),
@@ -281,7 +284,7 @@ class _Server:
             one.cache = transformers.DynamicCache(config=self._model.config)
             times.began_ns = driver.clock_ns()
         self._step += 1
-        self._layers, self._looks = [], []
+        self._layers, self._gates, self._looks = [], [], []
         phase = Phase.PREFILL if one.position == 0 else Phase.DECODE
         if self._forced is not None:
             self._forced.begin(number, one.position, len(one.fed))
@@ -302,9 +305,8 @@ class _Server:
         one.position += len(one.fed)
         one.tokens.append(token)
         one.fed = [token]
-        is_over = len(one.tokens) == one.request.new_tokens(sampling) or (
-            forced is None and token in ends
-        )
+        is_full = len(one.tokens) == one.request.new_tokens(sampling)
+        is_over = is_full or (forced is None and token in ends)
         then: list[Fact] = [RequestEnded(number), *self._arrival(number + 1)] if is_over else []
         if is_over:
             one.cache = None
@@ -314,12 +316,14 @@ class _Server:
         """Have one MoE layer's experts computed: report the choice, obey, wait, merge."""
         first = layer * self._parts.experts
         choices = [first + expert for expert in work.choices]
-        gates = work.gates_TK.half().flatten().tolist() if self._reads_gates else []
+        gates_TK = work.gates_TK.half().cpu().numpy()
+        gates = gates_TK.ravel().tolist() if self._reads_gates else []
         signals = {}
         if self._look_ahead is not None:
             signals[LOOK_IN] = self._look_ahead.best(layer)
             self._looks.append(signals[LOOK_IN])
         self._layers.append(work.choices)
+        self._gates.append(gates_TK)
         self._driver.run_layer(LayerRouted(self._step, layer, choices, gates, signals), work)
         self._driver.await_results()
         return work.merge()
@@ -328,6 +332,7 @@ class _Server:
         routes_LS = np.array(self._layers, dtype=np.int64)
         routes_LTK = routes_LS.reshape(len(self._layers), -1, self._parts.top_k)
         one.expert_TLK.append(routes_LTK.transpose(1, 0, 2))
+        one.gate_TLK.append(np.stack(self._gates, axis=1))
         if self._looks:
             one.look_in_TLHM.append(np.array(self._looks, dtype=np.int64).transpose(1, 0, 2, 3))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moesim.backends.models import Model, MoeParts
@@ -72,9 +73,9 @@ def _gated_product(module: Module, inputs: Tensor, weights: Mapping[str, Tensor]
     """Return down(gate and up), by the family's own gating."""
 
     def times(inputs: Tensor, name: str) -> Tensor:
-        matrix = weights[name] if module.is_transposed else weights[name].T
-        bias = weights.get(f"{name}_bias")
-        return inputs @ matrix if bias is None else inputs @ matrix + bias
+        matrix, bias = weights[name], weights.get(f"{name}_bias")
+        product = inputs @ matrix if module.is_transposed else linear(inputs, matrix)
+        return product if bias is None else product + bias
 
     return times(module._apply_gate(times(inputs, "gate_up_proj")), "down_proj")  # noqa: SLF001  the family's own
 

@@ -8,7 +8,6 @@ the same. At the end the pieces are joined into the target, file to file, and re
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def record_in_pieces(
             on_step(read(piece).tokens)
         pieces.append(piece)
     join(pieces, target)
-    for path in (*pieces, parts / FINGERPRINT):
+    for path in parts.iterdir():
         path.unlink()
     parts.rmdir()
 
@@ -73,9 +72,9 @@ def record_in_pieces(
 def _claim(parts: Path, wanted: str) -> None:
     """Make the folder of pieces, or find it with the same fingerprint."""
     parts.mkdir(exist_ok=True)
-    for leftover in parts.glob(".*.safetensors.*"):
-        leftover.unlink()
     mark = parts / FINGERPRINT
+    scratch = parts / f"{FINGERPRINT}.new"
+    scratch.unlink(missing_ok=True)
     if mark.is_file():
         if mark.read_text() != wanted:
             raise InputError(
@@ -85,6 +84,5 @@ def _claim(parts: Path, wanted: str) -> None:
     elif any(parts.iterdir()):
         raise InputError(f"{parts}: in the way and not a recording; write to another file")
     else:
-        scratch = parts / f"{FINGERPRINT}.new"
         scratch.write_text(wanted)
-        os.replace(scratch, mark)  # noqa: PTH105 - Path.replace says the same; os names it atomic
+        scratch.replace(mark)

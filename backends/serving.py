@@ -127,10 +127,10 @@ def _print(
 ) -> None:
     latencies, _ = latency_fields(token_times(done.timings.requests))
     counts, timings = done.counts, done.timings
-    figures = {
+    figures: dict[str, Any] = {
         "model": checkpoint.name,
         "system": deciding.system,
-        **{axis: deciding.policies[axis] for axis in deciding.policies},
+        **{str(axis): text for axis, text in deciding.policies.items()},
         "backend": wishes.backend,
         "expert_budget_bytes": deciding.budget_bytes,
         "expert_bytes_total": store.total_bytes,
@@ -146,7 +146,9 @@ def _print(
     texts = (
         None
         if wishes.routes is not None
-        else [checkpoint.tokenizer.decode(tokens) for tokens in done.tokens]
+        else [
+            checkpoint.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in done.tokens
+        ]
     )
     if wishes.json_out is not None:
         text = json.dumps({**figures, "texts": texts}, indent=2, ensure_ascii=False) + "\n"

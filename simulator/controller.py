@@ -340,16 +340,18 @@ class Controller:
         """Hand over the run of those that have room and have not run; return how many they are."""
         leased, loading = self.residency.leased, self.residency.loading
         number = self._out.number + 1
-        ready = []
+        ready: list[int] = []
+        after: list[int] = []
         for expert in experts:
             if leased.get(expert) == 0:
                 leased[expert] = number
                 ready.append(expert)
+                if expert in loading:
+                    after.append(loading[expert])
         if ready:
             self._out.number = number
             counts = tuple([tokens[expert] for expert in ready])
-            after = tuple([loading[expert] for expert in ready if expert in loading])
-            self._out.commands.append(Run(number, tuple(ready), counts, device, after))
+            self._out.commands.append(Run(number, tuple(ready), counts, device, tuple(after)))
         return len(ready)
 
     def _run_on_cpu(self, device: Device, experts: Sequence[int], tokens: Mapping[int, int]) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.messages import FormStep
+from moesim.simulator.messages import FormStep, LayerRouted
 from moesim.simulator.signals import RequestSignals, merge
 from moesim.simulator.terms import Phase
 from moesim.traces import RoutingTrace
@@ -73,6 +73,20 @@ class Step:
             ]
         )
         self._parts = parts
+        first = parts[0].open
+        self._is_plain = first.gates_TLK is None and not first.signals.names
+
+    def routed(self, layer: int) -> LayerRouted:
+        """Return the fact that the router of a layer has chosen."""
+        if self._is_plain:
+            return LayerRouted(self.number, layer, self.choices(layer))
+        return LayerRouted(
+            self.number,
+            layer,
+            self.choices(layer),
+            self.gates(layer),
+            self.layer_signals(layer),
+        )
 
     def choices(self, layer: int) -> list[int]:
         """Return the experts chosen in one layer, in touch order: by token, then by router rank."""

@@ -17,7 +17,6 @@ from moesim.simulator.messages import (
     CpuRunEnded,
     Fact,
     FormStep,
-    LayerRouted,
     RequestArrived,
     RequestEnded,
     Run,
@@ -51,10 +50,7 @@ def count(
         driver.form = None
         driver.tell([StepBegan(step.number, step.requests, step.phases, step.signals)])
         for layer in range(workload.layers):
-            choices, gates = step.choices(layer), step.gates(layer)
-            driver.tell(
-                [LayerRouted(step.number, layer, choices, gates, step.layer_signals(layer))]
-            )
+            driver.tell([step.routed(layer)])
         facts: list[Fact] = [StepEnded(step.number, step.tokens_out)]
         for request in step.requests:
             if workload.is_finished(request):

@@ -203,15 +203,7 @@ class SimpyEngine:
         for layer in range(self._workload.layers):
             yield from self._await_kernel()
             facts = self._poll()
-            facts.append(
-                LayerRouted(
-                    step.number,
-                    layer,
-                    step.choices(layer),
-                    step.gates(layer),
-                    step.layer_signals(layer),
-                )
-            )
+            facts.append(step.routed(layer))
             self._layer_done = -1
             yield from self._tell(facts)
             while self._layer_done != layer:
@@ -353,17 +345,17 @@ class SimpyEngine:
 
     def _tell(self, facts: list[Fact]) -> Process:
         """Report, let the decision take its time, and obey; issuing each command takes its own."""
-        commands = self._controller.handle(facts, self._now())
+        began_ns = self._now()
+        commands = self._controller.handle(facts, began_ns)
         last = facts[-1]
         experts = len(last.experts) if type(last) is LayerRouted else 0
         decision_ns = self._costs.decision_ns(self._system, experts, len(commands))
         self.timings.decision_ns += decision_ns
-        began_ns = self._now()
         if self._costs.decides_on == "host":
             self._host_free_ns = began_ns + decision_ns
         else:
             self._host_free_ns = began_ns
-            self._gpu.submit(Job(0, "decide", decision_ns, began_ns))
+            self._gpu.submit(Job("decide", decision_ns, began_ns))
         for command in commands:
             blocking = self._obey[type(command)](command)
             if blocking is not None:
@@ -397,7 +389,7 @@ class SimpyEngine:
         n, expert, part, src, dst = command[:5]
         self._host_free_ns += self._copy_issue_ns
         after = self._named(command.after) if command.after else ()
-        job = Job(n, command, 0, self._host_free_ns, after, self._expert_bytes(expert, part))
+        job = Job(command, 0, self._host_free_ns, after, self._expert_bytes(expert, part))
         self._jobs[n] = self._copies[n] = job
         engine = self._h2d if src is RAM else self._engines[_engine_of(src, dst)]
         engine.submit(job)
@@ -410,10 +402,10 @@ class SimpyEngine:
         self._host_free_ns += costs.launch_run_ns(len(experts))
         after = self._named(numbers) if numbers else ()
         if device is GPU or device.kind == "gpu":
-            job = Job(n, command, costs.experts_gpu_ns(layer, tokens), self._host_free_ns, after)
+            job = Job(command, costs.experts_gpu_ns(layer, tokens), self._host_free_ns, after)
             self._gpu.submit(job)
         else:
-            job = Job(n, command, costs.experts_cpu_ns(layer, tokens), self._host_free_ns, after)
+            job = Job(command, costs.experts_cpu_ns(layer, tokens), self._host_free_ns, after)
             self._cpu.submit(job)
             self._cpu_runs[n] = job
         self._jobs[n] = job
@@ -425,10 +417,10 @@ class SimpyEngine:
         self._host_free_ns += costs.launch_layer_ns
         if layer < self._workload.layers:
             ns = costs.attention_ns(layer, step.tokens, step.context_tokens, len(step.requests))
-            self._launched = Job(0, layer, ns, self._host_free_ns)
+            self._launched = Job(layer, ns, self._host_free_ns)
         else:
             ns = costs.head_ns(sum(step.tokens_out) or 1)
-            self._launched = Job(0, "head", ns, self._host_free_ns)
+            self._launched = Job("head", ns, self._host_free_ns)
         self._gpu.submit(self._launched)
 
     def _ask(self, command: Ask) -> None:
@@ -436,14 +428,14 @@ class SimpyEngine:
             raise CapabilityError(
                 f"no cost is known for the ask '{command.name}'; give its time in ns"
             )
-        job = Job(command.n, command.name, self._ask_ns[command.name], self._host_free_ns)
+        job = Job(command.name, self._ask_ns[command.name], self._host_free_ns)
         self._asks[command.n] = (job, command)
         self._answerer.submit(job)
 
     def _wake_at(self, command: WakeAt) -> None:
         self._timers[command.n] = command.at_ns
         delay_ns = max(0, command.at_ns - self._now())
-        Timeout(self._env, delay_ns).callbacks.append(lambda _: self._ring(Job(0, "timer", 0, 0)))
+        Timeout(self._env, delay_ns).callbacks.append(lambda _: self._ring(Job("timer", 0, 0)))
 
     # Times
 

@@ -22,40 +22,22 @@ Span = tuple[str, object, int, int]
 
 
 class Job:
-    """One kernel, copy or CPU run; its times are None until they are certain.
+    """One kernel, copy or CPU run; its end is None until it is certain.
 
     ``label`` is what a timeline shows: a text, a layer's number for its attention, or the command
     that the job carries out.
     """
 
-    __slots__ = (
-        "after",
-        "begins_ns",
-        "ends_ns",
-        "followers",
-        "issued_ns",
-        "label",
-        "n",
-        "ns",
-        "size",
-    )
+    __slots__ = ("after", "ends_ns", "followers", "issued_ns", "label", "ns", "size")
 
     def __init__(
-        self,
-        n: int,
-        label: object,
-        ns: int,
-        issued_ns: int,
-        after: Sequence["Job"] = (),
-        size: int = 0,
+        self, label: object, ns: int, issued_ns: int, after: Sequence["Job"] = (), size: int = 0
     ) -> None:
-        self.n = n
         self.label = label
         self.ns = ns
         self.issued_ns = issued_ns
         self.after = after
         self.size = size
-        self.begins_ns: int | None = None
         self.ends_ns: int | None = None
         self.followers: list[Server] | None = None
 
@@ -106,11 +88,10 @@ class Server:
 
     def submit(self, job: Job) -> None:
         """Put a job at the end of the queue and settle whatever has become certain by it."""
-        self._queue.append(job)
-        if len(self._queue) == 1:
-            unsettled = [self]
-            while unsettled:
-                unsettled.pop()._settle(unsettled)
+        if self._queue or not self._begin(job):
+            self._queue.append(job)
+        elif job.followers is not None:
+            _settle_all(job.followers)
 
     def is_busy_at(self, at_ns: int) -> bool:
         """Return whether a job whose times are certain runs at an instant, its begin included.
@@ -124,47 +105,56 @@ class Server:
             busy.popleft()
         return bool(busy) and busy[0][0] <= at_ns
 
-    def _settle(self, unsettled: list["Server"]) -> None:  # noqa: C901  one loop, read top to bottom
-        """Compute the times of the jobs in turn as far as they are certain."""
+    def settle(self) -> list["Server"]:
+        """Begin the jobs in turn as far as that is certain; return whose jobs waited for them."""
         queue = self._queue
-        while queue and not self._looks_again:
-            job = queue[0]
-            begins_ns = job.issued_ns
-            if self.free_ns > begins_ns:
-                begins_ns = self.free_ns
-            for other in job.after:
-                if other.ends_ns is None:
-                    if other.followers is None:
-                        other.followers = []
-                    other.followers.append(self)
-                    return
-                if other.ends_ns > begins_ns:
-                    begins_ns = other.ends_ns
-            duration_ns = self._duration_ns(job, begins_ns)
-            if duration_ns is None:
-                self._look_again(begins_ns)
-                return
-            queue.popleft()
-            job.begins_ns = begins_ns
-            job.ends_ns = self.free_ns = ends_ns = begins_ns + duration_ns
-            self.busy_ns += duration_ns
-            self.jobs += 1
-            self.bytes += job.size
-            if self._busy is not None:
-                self._busy.append((begins_ns, ends_ns))
-            if self._spans is not None:
-                self._spans.append((self.name, job.label, begins_ns, ends_ns))
+        followers: list[Server] = []
+        while queue and not self._looks_again and self._begin(queue[0]):
+            job = queue.popleft()
             if job.followers is not None:
-                unsettled += job.followers
-            self._on_certain(job)
+                followers += job.followers
+        return followers
+
+    def _begin(self, job: Job) -> bool:
+        """Compute the times of the next job in turn, and return whether they are certain."""
+        begins_ns = job.issued_ns
+        if self.free_ns > begins_ns:
+            begins_ns = self.free_ns
+        for other in job.after:
+            if other.ends_ns is None:
+                if other.followers is None:
+                    other.followers = []
+                other.followers.append(self)
+                return False
+            if other.ends_ns > begins_ns:
+                begins_ns = other.ends_ns
+        duration_ns = self._duration_ns(job, begins_ns)
+        if duration_ns is None:
+            self._look_again(begins_ns)
+            return False
+        job.ends_ns = self.free_ns = ends_ns = begins_ns + duration_ns
+        self.busy_ns += duration_ns
+        self.jobs += 1
+        self.bytes += job.size
+        if self._busy is not None:
+            self._busy.append((begins_ns, ends_ns))
+        if self._spans is not None:
+            self._spans.append((self.name, job.label, begins_ns, ends_ns))
+        self._on_certain(job)
+        return True
 
     def _look_again(self, at_ns: int) -> None:
         self._looks_again = True
 
         def look(_: simpy.Event) -> None:
             self._looks_again = False
-            unsettled = [self]
-            while unsettled:
-                unsettled.pop()._settle(unsettled)
+            _settle_all([self])
 
         Timeout(self._env, at_ns - self._env.now).callbacks.append(look)
+
+
+def _settle_all(unsettled: list[Server]) -> None:
+    """Settle servers until nothing more becomes certain."""
+    while unsettled:
+        followers = unsettled.pop().settle()
+        unsettled += followers

@@ -39,7 +39,7 @@ class RequestSignals:
     def __init__(
         self, trace: RoutingTrace, request: int, rows: slice, names: Sequence[str]
     ) -> None:
-        self._request = request
+        self.names = tuple(names)
         self._known_at = {name: trace.header.signals[name].known_at for name in names}
         self._values: dict[str, np.ndarray[Any, Any]] = {}
         for name in names:

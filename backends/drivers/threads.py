@@ -67,6 +67,7 @@ class Stream:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_cancelled = False
         self._last: Job | None = None
+        self._cores = torch.get_num_threads()
         self._thread = threading.Thread(target=self._serve, name=f"moesim {name}", daemon=True)
         self._thread.start()
 
@@ -91,6 +92,7 @@ class Stream:
 
     @torch.inference_mode()
     def _serve(self) -> None:
+        torch.set_num_threads(self._cores)  # as the host: a product's bits depend on how it is cut
         while (job := self._jobs.get()) is not None:
             for earlier in job.after:
                 earlier.ended.wait()

@@ -23,19 +23,20 @@ def choose_prompts(
 ) -> list[dict[str, str]]:
     """Return pieces of held-out documents, the tasks in turns.
 
-    Each begins at a line of a document of its own, which leaves room for 400 more bytes, and is
-    between 33 and 96 bytes long, cut between characters.
+    Each begins at a line of a document of its own (where a task has too few, of any), which leaves
+    room for 400 more bytes, and is between 33 and 96 bytes long, cut between characters.
 
     Raises:
-        ValueError: A task has too few documents.
+        ValueError: A task has no long document.
     """
     rng = np.random.default_rng(seed)
     by_task = {}
     for task in tasks:
         long_enough = [text for text in held_out.get(task, ()) if len(text) >= LINE_STARTS]
-        if len(long_enough) < each:
-            raise ValueError(f"task {task!r}: {len(long_enough)} documents, {each} wanted")
-        picked = rng.choice(len(long_enough), size=each, replace=False)
+        if not long_enough:
+            raise ValueError(f"task {task!r}: no held-out document is long enough")
+        few = len(long_enough) < each
+        picked = rng.choice(len(long_enough), size=each, replace=few)
         by_task[task] = [_piece(long_enough[index], rng) for index in picked]
     return [{"prompt": by_task[task][turn], "task": task} for turn in range(each) for task in tasks]
 

@@ -38,7 +38,7 @@ from moesim.backends.reference.prompts import choose_prompts
 from moesim.backends.reference.texts import Split, pack_rows, read_split
 from moesim.backends.reference.train import learn, make_rows, provenance, say, write_model
 from moesim.traces import write
-from moesim.traces.statistics import summarise
+from moesim.traces.statistics import describe
 from moesim.traces.store import read
 
 TASKS = ("python", "metamath", "dialogue", "go", "intent")
@@ -72,7 +72,7 @@ def fastest(name: str, options: argparse.Namespace, device: torch.device) -> tup
                 options.batch_rows,
                 options.row_tokens,
             )
-        except RuntimeError as error:
+        except (RuntimeError, LookupError, AttributeError, TypeError) as error:
             say(f"{name}: {experts}: {str(error).partition(chr(10))[0]}")
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -185,7 +185,7 @@ def record_twin(
         "sha256": hashlib.sha256(whole.read_bytes()).hexdigest(),
         "sample_requests": kept,
         "sample_sha256": hashlib.sha256(sample.read_bytes()).hexdigest(),
-        "statistics": summarise(trace),
+        "statistics": describe(trace),
     }
 
 

@@ -1,7 +1,7 @@
 """For authors of policies: a tiny trace, a hostile driver, and one call that checks a policy.
 
 >>> from moesim.simulator.testing import check_policy
->>> check_policy("lru", axis="cache").axis
+>>> check_policy("lru").axis
 'cache'
 
 The same as pytest fixtures: ``tiny_trace``, ``adversarial_driver`` and ``view`` (installed with

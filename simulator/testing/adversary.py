@@ -24,7 +24,6 @@ from moesim.simulator.messages import (
     Fact,
     FormStep,
     LayerDone,
-    LayerRouted,
     RequestArrived,
     RequestEnded,
     Run,
@@ -140,13 +139,8 @@ class AdversarialDriver:
         yield from self._tell([StepBegan(step.number, step.requests, step.phases, signals)])
         for layer in range(self._workload.layers):
             yield from self._await_router()
-            routed = LayerRouted(
-                step.number,
-                layer,
-                step.choices(layer),
-                step.gates(layer),
-                self._guard(step.layer_signals(layer)),
-            )
+            routed = step.routed(layer)
+            routed = routed._replace(signals=self._guard(routed.signals))
             self._done_layer = -1
             yield from self._tell([*self._poll(), routed])
             while self._done_layer != layer:

@@ -16,7 +16,14 @@ import numpy as np
 
 from moesim.simulator import registry
 from moesim.simulator.controller import Controller
-from moesim.simulator.errors import BudgetError, CapabilityError, MoesimError, PolicyError
+from moesim.simulator.errors import (
+    BudgetError,
+    CapabilityError,
+    InputError,
+    MoesimError,
+    PolicyError,
+    UnknownNameError,
+)
 from moesim.simulator.messages import Copy, Fact, LayerRouted
 from moesim.simulator.policies.base import CachePolicy, Policy
 from moesim.simulator.registry import AXES, Axis, PolicySpec
@@ -89,7 +96,7 @@ def check_policy(
 
     Args:
         policy: A class, or a spec as on the command line; a guard's class guards the plainest.
-        axis: ``cache``, ``prefetch`` or ``schedule``; only a spec that is a text needs it.
+        axis: ``cache``, ``prefetch`` or ``schedule``; by default the one that knows the policy.
         trace: What is served, if the policy reads a signal that `tiny_trace` does not have.
         seeds: How many orders of completion are tried in each setting.
 
@@ -109,18 +116,19 @@ def check_policy(
         )
     _check_options(spec)
     slots = _tightest(spec, trace)
+    roomy = (slots + trace.layers * trace.experts + 1) // 2
     runs = 0
     for setting in (PLAIN, BAD):
-        for room in sorted({slots, (slots + trace.layers * trace.experts + 1) // 2}):
+        for room in sorted({slots, roomy}):
             for seed in range(seeds):
                 with _naming(spec, f"{room} slots, seed {seed}, with {_names(axis, setting)}"):
                     _drive(_run(spec, trace, setting, room, seed), seed)
                     runs += 1
-    with _naming(spec, f"{slots} slots"):
-        _check_same_answers(spec, trace, slots)
-        _check_nothing_shared(spec, trace, slots)
-        skipped = [*_check_timing_free(spec, trace, slots), *_check_tie_order(spec, trace, slots)]
-        us_per_event = _us_per_event(_run(spec, trace, PLAIN, slots, 0))
+    with _naming(spec, f"{roomy} slots"):
+        _check_same_answers(spec, trace, roomy)
+        _check_nothing_shared(spec, trace, roomy)
+        skipped = [*_check_timing_free(spec, trace, roomy), *_check_tie_order(spec, trace, roomy)]
+        us_per_event = _us_per_event(_run(spec, trace, PLAIN, roomy, 0))
     return PolicyReport(spec.text, axis, slots, runs, us_per_event, tuple(skipped))
 
 
@@ -128,13 +136,18 @@ def _axis_of(policy: AnyPolicy) -> Axis:
     if isinstance(policy, PolicySpec):
         return policy.axis
     if isinstance(policy, str):
-        if ":" in policy:
-            return registry.axis_of(policy)
-        raise CapabilityError(f"say which axis '{policy}' is of: check_policy(..., axis='cache')")
+        name = policy.split("/")[0].split(":")[0]
+        named = [axis for axis in AXES if name in registry.names(axis)]
+        if len(named) > 1:
+            raise InputError(f"'{name}' is a policy of {' and '.join(named)}; say which: axis=...")
+        if not named and ":" not in policy:
+            everyone = [known for axis in AXES for known in registry.names(axis)]
+            raise UnknownNameError("policy", name, everyone)
+        return named[0] if named else registry.axis_of(policy)
     for axis, base in AXES.items():
         if issubclass(policy, base):
             return axis
-    raise CapabilityError(f"{policy.__name__} derives from none of the bases of a policy")
+    raise InputError(f"{policy.__name__} derives from none of the bases of a policy")
 
 
 def _names(axis: Axis, setting: Mapping[Axis, AnyPolicy]) -> str:

@@ -61,9 +61,7 @@ class Witness:
         self._to_run: dict[int, int] = {}  # demanded, not handed over -> tokens
         self._was_here: set[int] = set()  # in the cache when the event began
         self._copied: set[int] = set()  # demand copies of the event
-        self._reads: dict[
-            int, int
-        ] = {}  # expert -> the GPU run that reads it where it is
+        self._reads: dict[int, int] = {}  # expert -> the GPU run that reads it where it is
         self._held: set[int] = set()  # whose room must last until the event's runs have ended
 
     def initial(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Tiny models with their experts taken, and one call that runs a system on them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="executions run a real model")
 pytest.importorskip("transformers", reason="executions run a model of transformers")
+
+from moesim.backends.controllers import Deciding  # noqa: E402 - after the skip
+from moesim.backends.execution import Keep, execute  # noqa: E402
+from moesim.backends.generation import Request, Sampling  # noqa: E402
+from moesim.backends.store import ExpertStore  # noqa: E402
+from moesim.backends.testing import resident_logits  # noqa: E402
 
 PROMPTS = ((5, 9, 200, 17, 33, 4), (7, 8, 9, 10))
 NEW_TOKENS = 6
@@ -21,12 +27,14 @@ class Offloaded:
     Attributes:
         resident: Logits by request and step, by the same kernels.
         eager: The same by transformers' own experts.
+        prompts: What it is asked.
     """
 
     model: Any
     store: Any
     resident: list[list[Any]]
     eager: list[list[Any]]
+    prompts: tuple[tuple[int, ...], ...] = PROMPTS
 
     @property
     def text(self) -> list[list[int]]:
@@ -35,17 +43,12 @@ class Offloaded:
 
     def deciding(self, policies: Mapping[str, str] | str, slots: int, **options: Any) -> Any:
         """Return policies by ``cache/prefetch/schedule``, with room for so many experts."""
-        from moesim.backends.controllers import Deciding
-
         if isinstance(policies, str):
             policies = dict(zip(AXES, policies.split(" "), strict=True))
         return Deciding(policies=policies, budget_bytes=slots * max(self.store.sizes_L), **options)
 
     def run(self, deciding: Any, **options: Any) -> Any:
         """Execute the prompts, keeping logits and log."""
-        from moesim.backends.execution import Keep, execute
-        from moesim.backends.generation import Request, Sampling
-
         requests = options.pop("requests", [Request(prompt=prompt) for prompt in PROMPTS])
         return execute(
             self.model,
@@ -58,11 +61,18 @@ class Offloaded:
         )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Let each stream compute on one core: more would spin against one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def offload() -> Callable[[Any], Offloaded]:
     """Return a function that notes what a model says, then takes its experts."""
-    from moesim.backends.store import ExpertStore
-    from moesim.backends.testing import resident_logits
 
     def take(model: Any) -> Offloaded:
         eager = resident_logits(model, PROMPTS, NEW_TOKENS, "eager")

@@ -1,5 +1,6 @@
 """The driver's contract: what it does in order, and what it refuses by name."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -40,18 +41,11 @@ def test_a_driver_that_ignores_dependencies_is_caught() -> None:
             super().start_run(command._replace(after=()), offsets_bytes)
 
         def copy_bytes(self, expert: int, offset_bytes: int) -> None:
-            threading_sleep()
+            time.sleep(0.002)  # slow enough for a run to overtake it
             super().copy_bytes(expert, offset_bytes)
 
     with pytest.raises(AssertionError, match="logits differ"):
         check_backend(Hasty, torch.device("cpu"))
-
-
-def threading_sleep() -> None:
-    """Make a copy slow enough for a run to overtake it."""
-    import time
-
-    time.sleep(0.002)
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("torch", reason="executions run a real model")
 
-from moesim.backends.drivers.threads import ThreadsDriver  # noqa: E402 - after the skip
-from moesim.simulator.errors import BudgetError, MoesimError  # noqa: E402
+from moesim.backends.drivers.threads import ThreadsDriver
+from moesim.backends.experts import LayerWork
+from moesim.simulator.errors import BudgetError, MoesimError
 
 POLICIES = "lru none resident_first"
 
@@ -76,8 +77,6 @@ def test_a_failed_product_ends_the_run_in_one_line(
     offloaded: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel that fails is reported as well, and not what waited for it."""
-    from moesim.backends.experts import LayerWork
-
     it = offloaded("Qwen3Moe")
 
     def fail(*_: Any) -> None:

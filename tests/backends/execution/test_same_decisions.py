@@ -7,16 +7,18 @@ import pytest
 
 pytest.importorskip("torch", reason="executions run a real model")
 
-from moesim.backends.controllers import LOOK_IN  # noqa: E402 - after the skip
-from moesim.backends.forcing import requests_of  # noqa: E402
-from moesim.backends.testing import first_difference  # noqa: E402
-from moesim.simulator import systems  # noqa: E402
-from moesim.simulator.costs import CostModel  # noqa: E402
-from moesim.simulator.demands import Workload  # noqa: E402
-from moesim.simulator.engine_counts import count  # noqa: E402
-from moesim.simulator.engine_simpy import SimpyEngine  # noqa: E402
-from moesim.simulator.errors import CapabilityError  # noqa: E402
-from moesim.simulator.foresight import RecordedFuture  # noqa: E402
+from moesim.backends.controllers import LOOK_IN
+from moesim.backends.forcing import requests_of
+from moesim.backends.generation import Request, Sampling
+from moesim.backends.recorder import Origin, record
+from moesim.backends.testing import first_difference
+from moesim.simulator import systems
+from moesim.simulator.costs import CostModel
+from moesim.simulator.demands import Workload
+from moesim.simulator.engine_counts import count
+from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.errors import CapabilityError
+from moesim.simulator.foresight import RecordedFuture
 
 TIMING_FREE = {
     "lru": "lru none resident_first",
@@ -193,26 +195,16 @@ def test_look_ahead_is_the_recorders(
     make_model: Callable[[str], Any], offloaded: Callable[[str], Any]
 ) -> None:
     """The gates asked while a layer runs say what the recorder's signal says."""
-    from moesim.backends.generation import Request, Sampling
-    from moesim.backends.recorder import Origin, record
-
     it = offloaded("DeepseekV3")
     trace = it.run(it.deciding("lru next_gate:horizon=1 resident_first", SLOTS)).trace
-    prompts = [Request(prompt=request.prompt) for request in requests_of_prompts(trace)]
     recorded = record(
         make_model("DeepseekV3"),
-        prompts,
+        [Request(prompt=prompt) for prompt in it.prompts],
         Sampling(new_tokens=6, ignore_eos=True),
         Origin(model="tiny"),
         signals=("look_in",),
+        horizons=2,
     )
 
     assert (recorded.expert_TLK == trace.expert_TLK).all()
     assert (recorded.signals[LOOK_IN] == trace.signals[LOOK_IN]).all()
-
-
-def requests_of_prompts(trace: Any) -> list[Any]:
-    """Return the prompts that every test here serves."""
-    from moesim.backends.generation import Request
-
-    return [Request(prompt=(5, 9, 200, 17, 33, 4)), Request(prompt=(7, 8, 9, 10))][: trace.requests]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch", reason="executions run a real model")
+transformers = pytest.importorskip("transformers", reason="they are models of transformers")
 
 FAMILIES = ("Mixtral", "Qwen3Moe", "Olmoe", "DeepseekV2", "Phimoe", "GptOss", "DeepseekV3")
 REORDERING_NOISE = 1e-5
@@ -77,8 +78,6 @@ def test_eager_and_ours_differ_in_order_alone(offloaded: Callable[[str], Any]) -
 @pytest.fixture(scope="module")
 def reference(repository: Path, offload: Callable[[Any], Any]) -> Any:
     """Return the trained reference model, its experts taken."""
-    import transformers
-
     transformers.utils.logging.disable_progress_bar()
     weights = repository / "backends" / "reference" / "weights"
     model = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
