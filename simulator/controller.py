@@ -268,15 +268,16 @@ class Controller:
             tokens = dict.fromkeys(tokens, 0)
             for expert in fact.experts:
                 tokens[expert] += 1
-        hits: list[int] = []
+        here = [expert for expert in tokens if expert in rooms or expert in staged]
+        hits = here
         late: list[int] = []
         misses: list[int] = []
-        for expert in tokens:
-            if expert not in rooms and expert not in staged:
-                misses.append(expert)
-                continue
-            leased[expert] = 0
-            (late if expert in loading else hits).append(expert)
+        if loading:
+            late = [expert for expert in here if expert in loading]
+            hits = [expert for expert in here if expert not in loading] if late else here
+        if len(here) < len(tokens):
+            misses = [e for e in tokens if e not in rooms and e not in staged]
+        leased.update(dict.fromkeys(here, 0))
         if late or transfers.unused:
             transfers.settle(hits, late)
         if self._queue:

@@ -336,8 +336,10 @@ class CostModel:
         return base_ns + experts * per_expert_ns + commands * per_command_ns
 
     def slowed_ns(self, kernel_ns: int) -> int:
-        """Return what a kernel of `kernel_ns` takes if copies run as it starts."""
-        return kernel_ns + to_ns(Fraction(kernel_ns * self.slow_down_ppm, _WHOLE_PPM))
+        """Return what a kernel of `kernel_ns` takes if copies run as it starts, half to even."""
+        extra_ns, rest = divmod(kernel_ns * self.slow_down_ppm, _WHOLE_PPM)
+        above_half = 2 * rest - _WHOLE_PPM
+        return kernel_ns + extra_ns + (above_half > 0 or (above_half == 0 and extra_ns % 2))
 
     def evidence_for(self, busy_ns: Mapping[str, int]) -> Kind:
         """Return the weakest evidence behind a run of these busy times; see `Terms`."""

@@ -207,8 +207,8 @@ def _tightest(spec: PolicySpec, trace: RoutingTrace) -> int:
 def _check_options(spec: PolicySpec) -> None:
     """Check that the class and each of its options are documented and have defaults."""
     cls = spec.cls
-    text = cls.__doc__
-    assert (text or "").strip(), f"{cls.__name__} has no docstring"
+    text = cls.__doc__ or ""
+    assert text.strip(), f"{cls.__name__} has no docstring"
     for name, option in registry.options(cls).items():
         assert option.default is not inspect.Parameter.empty, (
             f"{cls.__name__}: option {name} has no default"
