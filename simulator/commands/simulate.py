@@ -1,88 +1,39 @@
 """``moesim simulate``: replay a trace on a modelled machine and print what came of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from moesim.simulator.commands.options import (
+    Cache,
+    CostOf,
+    CsvOut,
+    Dark,
+    Engine,
+    ExpertBudget,
+    Hardware,
+    JsonOut,
+    Model,
+    Plot,
+    PolicyModule,
+    Prefetch,
+    ProfileTrace,
+    Quiet,
+    Requests,
+    Runtime,
+    Schedule,
+    Seed,
+    Slots,
+    SystemName,
+    Timeline,
+    Trace,
+    Vram,
+    WeightsFormat,
+)
+
 if TYPE_CHECKING:
     from moesim.simulator.runs import RunResult, RunSpec
-
-Trace = Annotated[
-    Path, typer.Argument(help="Routing trace: a file or folder of any format that moesim reads.")
-]
-Hardware = Annotated[
-    str,
-    typer.Option("--hardware", help="Machine: a name of `moesim profile list`, or a YAML file."),
-]
-Runtime = Annotated[
-    str | None,
-    typer.Option(
-        "--runtime",
-        help="Serving software: a runtime profile; the system's own, else moesim-graph.",
-    ),
-]
-SystemName = Annotated[
-    str | None, typer.Option("--system", help="Named bundle of policies; single ones override it.")
-]
-Cache = Annotated[
-    str | None,
-    typer.Option("--cache", help="What stays in VRAM: NAME[:option=value,...]. Default lru."),
-]
-Prefetch = Annotated[
-    str | None, typer.Option("--prefetch", help="What is copied ahead. Default none.")
-]
-Schedule = Annotated[
-    str | None,
-    typer.Option("--schedule", help="Where experts run, in which order. Default resident_first."),
-]
-PolicyModule = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--policy-module",
-        help="A policy that is not ours: file.py:Class or module:Class[:options].",
-    ),
-]
-Vram = Annotated[
-    str | None, typer.Option("--vram", help="VRAM for everything, such as 12GiB. Default: all.")
-]
-ExpertBudget = Annotated[
-    str | None, typer.Option("--expert-budget", help="VRAM for experts alone, such as 4000MiB.")
-]
-Slots = Annotated[
-    str | None, typer.Option("--slots", help="Room for experts: a number, or a share such as 25%.")
-]
-Model = Annotated[
-    str | None, typer.Option("--model", help="The trace's model: a known shape or its config.json.")
-]
-WeightsFormat = Annotated[
-    str | None, typer.Option("--format", help="Format of the experts: bf16, fp8, int4, mxfp4.")
-]
-CostOf = Annotated[
-    str | None, typer.Option("--cost-of", help="Charge another model's costs; results say so.")
-]
-ProfileTrace = Annotated[
-    Path | None,
-    typer.Option("--profile-trace", help="Another trace, for policies profiled offline."),
-]
-Engine = Annotated[str, typer.Option("--engine", help="Simulator: simpy.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the policies' random streams.")]
-Requests = Annotated[
-    int | None, typer.Option("--requests", help="Replay only the first N requests.")
-]
-JsonOut = Annotated[
-    str | None, typer.Option("--json", help="Write the result as JSON; - is stdout.")
-]
-CsvOut = Annotated[
-    Path | None, typer.Option("--csv", help="Append the result as a row of this CSV.")
-]
-Timeline = Annotated[
-    Path | None,
-    typer.Option("--timeline", help="Write every job for ui.perfetto.dev; .gz is compressed."),
-]
-Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the run: .png or .svg.")]
-Dark = Annotated[bool, typer.Option("--dark", help="Draw on a dark ground.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table.")]
 
 
 def simulate(

@@ -1,0 +1,147 @@
+"""The options that several commands share, grouped as ``--help`` shows them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+POLICIES = "What decides"
+MEMORY = "How much memory (one of the three; all of the machine if left out)"
+COSTS = "What things cost"
+OUTPUT = "What is written"
+
+Trace = Annotated[
+    Path, typer.Argument(help="Routing trace: a file or folder of any format that moesim reads.")
+]
+Hardware = Annotated[
+    str,
+    typer.Option(
+        "--hardware",
+        help="Machine: a name of `moesim profile list`, or a YAML file.",
+        rich_help_panel=COSTS,
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        help="Serving software: a runtime profile; the system's own, else moesim-graph.",
+        rich_help_panel=COSTS,
+    ),
+]
+SystemName = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        help="Named bundle of policies; single ones override it.",
+        rich_help_panel=POLICIES,
+    ),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        help="What stays in VRAM: NAME[:option=value,...]. Default lru.",
+        rich_help_panel=POLICIES,
+    ),
+]
+Prefetch = Annotated[
+    str | None,
+    typer.Option(
+        "--prefetch", help="What is copied ahead. Default none.", rich_help_panel=POLICIES
+    ),
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        help="Where experts run, in which order. Default resident_first.",
+        rich_help_panel=POLICIES,
+    ),
+]
+PolicyModule = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy-module",
+        help="A policy that is not ours: file.py:Class or module:Class[:options].",
+        rich_help_panel=POLICIES,
+    ),
+]
+Vram = Annotated[
+    str | None,
+    typer.Option(
+        "--vram", help="VRAM for everything, such as 12GiB. Default: all.", rich_help_panel=MEMORY
+    ),
+]
+ExpertBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--expert-budget", help="VRAM for experts alone, such as 4000MiB.", rich_help_panel=MEMORY
+    ),
+]
+Slots = Annotated[
+    str | None,
+    typer.Option(
+        "--slots",
+        help="Room for experts: a number, or a share such as 25%.",
+        rich_help_panel=MEMORY,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The trace's model: a known shape or its config.json.",
+        rich_help_panel=COSTS,
+    ),
+]
+WeightsFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="Format of the experts: bf16, fp8, int4, mxfp4.", rich_help_panel=COSTS
+    ),
+]
+CostOf = Annotated[
+    str | None,
+    typer.Option(
+        "--cost-of", help="Charge another model's costs; results say so.", rich_help_panel=COSTS
+    ),
+]
+ProfileTrace = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile-trace",
+        help="Another trace, for policies profiled offline.",
+        rich_help_panel=POLICIES,
+    ),
+]
+Engine = Annotated[str, typer.Option("--engine", help="Simulator: simpy.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the policies' random streams.")]
+Requests = Annotated[
+    int | None, typer.Option("--requests", help="Replay only the first N requests.")
+]
+JsonOut = Annotated[
+    str | None,
+    typer.Option("--json", help="Write the result as JSON; - is stdout.", rich_help_panel=OUTPUT),
+]
+CsvOut = Annotated[
+    Path | None,
+    typer.Option("--csv", help="Append the result as a row of this CSV.", rich_help_panel=OUTPUT),
+]
+Timeline = Annotated[
+    Path | None,
+    typer.Option(
+        "--timeline",
+        help="Write every job for ui.perfetto.dev; .gz is compressed.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", help="Draw the run: .png or .svg.", rich_help_panel=OUTPUT)
+]
+Dark = Annotated[
+    bool, typer.Option("--dark", help="Draw on a dark ground.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print no table.", rich_help_panel=OUTPUT)
+]
