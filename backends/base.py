@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from moesim.backends.means import copy_offset, fixed_offset, run_offsets
 from moesim.simulator.controller import Controller
-from moesim.simulator.errors import CapabilityError, ProtocolError
+from moesim.simulator.errors import CapabilityError
 from moesim.simulator.ledger import Timings
 from moesim.simulator.messages import (
     Ask,
@@ -34,7 +35,6 @@ from moesim.simulator.messages import (
     Wait,
     WakeAt,
 )
-from moesim.simulator.terms import ALL, Tier
 
 Span = tuple[str, object, int, int]
 """One job as a timeline shows it: resource, what it was, when it began and ended."""
@@ -51,6 +51,7 @@ class RealDriver(ABC, Generic[Work]):
     Attributes:
         timings: What was measured; whole once the run has ended.
         form: The step that the controller wants served next, or None.
+        spans: Every job, where the driver was asked to note them.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class RealDriver(ABC, Generic[Work]):
     def __init__(self, controller: Controller) -> None:
         self.timings = Timings()
         self.form: FormStep | None = None
+        self.spans: list[Span] | None = None
         self._controller = controller
         self._origin_ns = time.perf_counter_ns()
         self._offsets: dict[int, int] = {}  # expert -> where it lies, or will when its copy ends
@@ -155,7 +157,7 @@ class RealDriver(ABC, Generic[Work]):
         for expert in residents:
             pool = self._controller.residency.pool_of(expert)
             assert pool is not None
-            offset = self._offset_of(pool.rooms[expert].offset_bytes)
+            offset = fixed_offset(self.name, pool.rooms[expert])
             self._offsets[expert] = offset
             self.place(expert, offset)
         self.tell(list(arrivals))
@@ -232,43 +234,12 @@ class RealDriver(ABC, Generic[Work]):
             self.sleep()
 
     def _copy(self, command: Copy) -> None:
-        if command.part != ALL or command.src.tier is not Tier.RAM:
-            raise CapabilityError(
-                f"the {self.name} driver copies whole experts from RAM, not part {command.part} "
-                f"of expert {command.expert} from {command.src.tier.name}"
-            )
-        if command.dst.tier is not Tier.VRAM or command.dst.device != 0:
-            raise CapabilityError(
-                f"the {self.name} driver copies to the VRAM of device 0, not to {command.dst}"
-            )
-        offset = self._offset_of(command.dst.offset_bytes)
+        offset = copy_offset(self.name, command)
         self._offsets[command.expert] = offset
         self.start_copy(command, offset)
 
-    def _offset_of(self, offset_bytes: int | None) -> int:
-        if offset_bytes is None:
-            raise CapabilityError(
-                f"the {self.name} driver needs slots at fixed offsets: experts of unequal size "
-                "need a cache policy with a pool for each layer"
-            )
-        return offset_bytes
-
     def _run(self, command: Run) -> None:
-        if command.part != ALL or command.device.number != 0:
-            raise CapabilityError(
-                f"the {self.name} driver runs whole experts on device 0, not part {command.part} "
-                f"on {command.device.kind} {command.device.number}"
-            )
-        if command.device.kind == "cpu":
-            self.start_run(command, ())
-            return
-        try:
-            offsets = [self._offsets[expert] for expert in command.experts]
-        except KeyError as error:
-            raise ProtocolError(
-                f"run {command.n} names expert {error.args[0]}, which never had room"
-            ) from None
-        self.start_run(command, offsets)
+        self.start_run(command, run_offsets(self.name, command, self._offsets))
 
     def _ask(self, command: Ask) -> None:
         self._asks += 1

@@ -52,6 +52,12 @@ Slots = Annotated[
 Backend = Annotated[
     str, typer.Option("--backend", help="cpu: memory copies and products on threads.")
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Cores that one product may use; default half of them, for copies need some."
+    ),
+]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")]
 MaxPrompts = Annotated[int | None, typer.Option(min=1, help="Take only the first N.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most probable token.")]
@@ -87,6 +93,7 @@ def execute(
     expert_budget: ExpertBudget = None,
     slots: Slots = None,
     backend: Backend = "cpu",
+    threads: Threads = None,
     new_tokens: NewTokens = 128,
     max_prompts: MaxPrompts = None,
     temperature: Temperature = 0.0,
@@ -113,6 +120,7 @@ def execute(
         policy_modules=tuple(policy_module or ()),
         memory=(vram, expert_budget, slots),
         backend=backend,
+        threads=threads,
         new_tokens=new_tokens,
         max_prompts=max_prompts,
         temperature=temperature,

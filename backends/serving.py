@@ -1,6 +1,7 @@
 """From a user's wishes to an execution, and from that to what is printed."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from moesim.backends.forcing import requests_of
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.loading import Checkpoint, load_checkpoint
 from moesim.backends.prompts import read_prompts
+from moesim.backends.served import parameter_bytes
 from moesim.backends.store import ExpertStore
 from moesim.backends.wishes import Wishes
 from moesim.hardware_profiles import load as load_hardware
@@ -40,6 +42,7 @@ def serve(wishes: Wishes) -> None:
     routes = None if wishes.routes is None else load(wishes.routes)
     if routes is not None and wishes.max_prompts is not None:
         routes = routes.head(requests=wishes.max_prompts)
+    torch.set_num_threads(wishes.threads or max(1, (os.cpu_count() or 1) // 2))
     checkpoint = load_checkpoint(wishes.model, torch.device("cpu"))
     requests = _requests(wishes, checkpoint, routes)
     sampling = Sampling(
@@ -59,6 +62,7 @@ def serve(wishes: Wishes) -> None:
             sampling,
             routes=routes,
             horizons=wishes.horizons,
+            name=checkpoint.name,
             on_step=on_step,
         )
     if wishes.output is not None:
@@ -89,7 +93,7 @@ def _decide(
     kv_per_token = kv_bytes_per_token(model)
     store = ExpertStore.take_from(model)
     longest = max(len(request.prompt) + request.new_tokens(sampling) for request in requests)
-    dense = sum(weights.numel() * weights.element_size() for weights in model.parameters())
+    dense = parameter_bytes(model)
     budget = expert_budget_bytes(
         MemorySpec(*wishes.memory), store, dense_bytes=dense, kv_bytes=kv_per_token * longest
     )
@@ -132,6 +136,7 @@ def _print(
         "system": deciding.system,
         **{str(axis): text for axis, text in deciding.policies.items()},
         "backend": wishes.backend,
+        "threads": torch.get_num_threads(),
         "expert_budget_bytes": deciding.budget_bytes,
         "expert_bytes_total": store.total_bytes,
         **latencies,

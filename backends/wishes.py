@@ -27,6 +27,7 @@ class Wishes:
     policy_modules: tuple[str, ...]
     memory: tuple[str | None, str | None, str | None]
     backend: str
+    threads: int | None
     new_tokens: int
     max_prompts: int | None
     temperature: float

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-ORDER = ("simulate", "record", "trace", "profile", "policy", "system")
+ORDER = ("simulate", "record", "execute", "trace", "profile", "policy", "system")
 
 
 def _show_version(asked: bool) -> None:

@@ -48,7 +48,7 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
         for name in ("link", "gpu", "host", "cpu")
         if row[f"{name}_busy_ns"] and row["span_ns"]
     )
-    yield "busy", f"{busy} of {row['span_ns'] / 1e9:.3f} s"
+    yield "busy", f"{busy} of {_times(row['span_ns'])[0]}"
     yield "peak VRAM", _vram(row)
     if row["bound_tpot_ms"] is not None:
         yield (
@@ -71,8 +71,17 @@ def _distance(result: RunResult) -> str:
         (gap.contention_ns, "kernels beside copies"),
         (gap.waiting_ns, "waiting"),
     ]
-    shown = ", ".join(f"{ns / 1e9:.3f} s {what}" for ns, what in parts if ns)
-    return f"{gap.gap_ns / 1e9:.3f} s of {result.timings.span_ns / 1e9:.3f}: {shown or 'nothing'}"
+    span, total, *shares = _times(result.timings.span_ns, gap.gap_ns, *(ns for ns, _ in parts))
+    shown = ", ".join(
+        f"{share} {what}" for share, (ns, what) in zip(shares, parts, strict=True) if ns
+    )
+    return f"{total} of {span}: {shown or 'nothing'}"
+
+
+def _times(span_ns: int, *others_ns: int) -> list[str]:
+    """Return times of one run in one unit, the one that suits its span."""
+    unit, unit_ns = ("s", 10**9) if span_ns >= 10**9 else ("ms", 10**6)
+    return [f"{ns / unit_ns:.3f} {unit}" for ns in (span_ns, *others_ns)]
 
 
 def _demands(row: Mapping[str, Any]) -> str:

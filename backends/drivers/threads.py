@@ -7,14 +7,14 @@ in the order they were handed over and begins one when the jobs it names have en
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moesim.backends.base import RealDriver, Span
+from moesim.backends.base import RealDriver
+from moesim.backends.drivers.streams import CANCELLED, Job, Stream
 from moesim.backends.experts import LayerWork
 from moesim.backends.store import ExpertStore, make_arena
 from moesim.simulator.controller import Controller
@@ -31,91 +31,6 @@ from moesim.simulator.messages import (
 )
 
 LONGEST_SLEEP_S = 0.05
-CANCELLED = "cancelled"
-
-
-class Job:
-    """Something that one stream does; ``failure`` is why it did not."""
-
-    __slots__ = ("after", "began_ns", "ended", "ended_ns", "failure", "label", "work")
-
-    def __init__(self, label: object, work: Callable[[], None], after: Sequence["Job"]) -> None:
-        self.label = label
-        self.work: Callable[[], None] | None = work
-        self.after = after
-        self.ended = threading.Event()
-        self.failure = ""
-        self.began_ns = 0
-        self.ended_ns = 0
-
-
-class Stream:
-    """One thread that does jobs in the order they were submitted."""
-
-    def __init__(
-        self,
-        name: str,
-        clock_ns: Callable[[], int],
-        bell: threading.Event,
-        spans: list[Span] | None,
-    ) -> None:
-        self.busy_ns = 0
-        self._name = name
-        self._clock_ns = clock_ns
-        self._bell = bell
-        self._spans = spans
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._is_cancelled = False
-        self._last: Job | None = None
-        self._cores = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._serve, name=f"moesim {name}", daemon=True)
-        self._thread.start()
-
-    def submit(self, job: Job) -> None:
-        """Hand a job over."""
-        self._last = job
-        self._jobs.put(job)
-
-    def drain(self) -> None:
-        """Wait until everything submitted has ended."""
-        if self._last is not None:
-            self._last.ended.wait()
-
-    def cancel(self) -> None:
-        """Begin no further job; those that wait end as cancelled."""
-        self._is_cancelled = True
-        self._jobs.put(None)
-
-    def join(self) -> None:
-        """Wait for the thread's end, after ``cancel``."""
-        self._thread.join()
-
-    @torch.inference_mode()
-    def _serve(self) -> None:
-        torch.set_num_threads(self._cores)  # as the host: a product's bits depend on how it is cut
-        while (job := self._jobs.get()) is not None:
-            for earlier in job.after:
-                earlier.ended.wait()
-            self._do(job)
-            job.work = None
-            job.after = ()
-            job.ended.set()
-            self._bell.set()
-
-    def _do(self, job: Job) -> None:
-        assert job.work is not None
-        if self._is_cancelled or any(earlier.failure for earlier in job.after):
-            job.failure = CANCELLED
-            return
-        job.began_ns = self._clock_ns()
-        try:
-            job.work()
-        except Exception as error:  # noqa: BLE001  whatever it was, the host reports it
-            job.failure = str(error) or type(error).__name__
-        job.ended_ns = self._clock_ns()
-        self.busy_ns += job.ended_ns - job.began_ns
-        if self._spans is not None:
-            self._spans.append((self._name, job.label, job.began_ns, job.ended_ns))
 
 
 class ThreadsDriver(RealDriver[LayerWork]):
@@ -139,7 +54,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
         keep_spans: bool = False,
     ) -> None:
         super().__init__(controller)
-        self.spans: list[Span] | None = [] if keep_spans else None
+        self.spans = [] if keep_spans else None
         self._store = store
         self._experts = store.parts.experts
         self._arena_B: Tensor | None = make_arena(budget_bytes, torch.device("cpu"))
@@ -219,9 +134,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
         """Return whether the layer's runs have ended; tells the controller of one that failed."""
         if not all(job.ended.is_set() for _, job in self._layer_jobs):
             return False
-        failures = self._failures()
-        if failures:
-            self.tell(failures)
+        self._tell_failures()
         return True
 
     def poll(self) -> list[Fact]:
@@ -253,6 +166,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
         """Wait for every stream, and read their busy times."""
         for stream in self._streams.values():
             stream.drain()
+        self._tell_failures()
         for _, nbytes in self._copies.values():
             self._count_copy(nbytes)
         self._copies.clear()
@@ -281,6 +195,11 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self._layer_jobs = []
         self._work = None
         self._arena_B = None
+
+    def _tell_failures(self) -> None:
+        failures = self._failures()
+        if failures:
+            self.tell(failures)
 
     def _failures(self) -> list[Fact]:
         jobs = [

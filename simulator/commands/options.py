@@ -13,6 +13,12 @@ OUTPUT = "What is written"
 Trace = Annotated[
     Path, typer.Argument(help="Routing trace: a file or folder of any format that moesim reads.")
 ]
+Mapping = Annotated[
+    str | None,
+    typer.Option(
+        "--map", help="For any CSV or JSONL: token=COLUMN,layer=COLUMN,experts=COLUMN[,...]."
+    ),
+]
 Hardware = Annotated[
     str,
     typer.Option(
@@ -98,7 +104,9 @@ Model = Annotated[
 WeightsFormat = Annotated[
     str | None,
     typer.Option(
-        "--format", help="Format of the experts: bf16, fp8, int4, mxfp4.", rich_help_panel=COSTS
+        "--format",
+        help="Format of the weights: bf16, fp8, int4 and the like, mxfp4 (experts alone).",
+        rich_help_panel=COSTS,
     ),
 ]
 CostOf = Annotated[
@@ -116,9 +124,9 @@ ProfileTrace = Annotated[
     ),
 ]
 Engine = Annotated[str, typer.Option("--engine", help="Simulator: simpy.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the policies' random streams.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the policies' random streams.")]
 Requests = Annotated[
-    int | None, typer.Option("--requests", help="Replay only the first N requests.")
+    int | None, typer.Option("--requests", min=1, help="Replay only the first N requests.")
 ]
 JsonOut = Annotated[
     str | None,
@@ -137,7 +145,8 @@ Timeline = Annotated[
     ),
 ]
 Plot = Annotated[
-    Path | None, typer.Option("--plot", help="Draw the run: .png or .svg.", rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option("--plot", help="Draw the run: .png, .svg or .pdf.", rich_help_panel=OUTPUT),
 ]
 Dark = Annotated[
     bool, typer.Option("--dark", help="Draw on a dark ground.", rich_help_panel=OUTPUT)

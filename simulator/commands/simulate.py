@@ -14,6 +14,7 @@ from moesim.simulator.commands.options import (
     ExpertBudget,
     Hardware,
     JsonOut,
+    Mapping,
     Model,
     Plot,
     PolicyModule,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 def simulate(
     trace: Trace,
     hardware: Hardware,
+    mapping: Mapping = None,
     runtime: Runtime = None,
     system: SystemName = None,
     cache: Cache = None,
@@ -72,12 +74,12 @@ def simulate(
     from moesim.simulator.errors import UnknownNameError
     from moesim.simulator.memory import MemorySpec
     from moesim.simulator.runs import ENGINES, RunSpec, prepare
-    from moesim.traces import load
+    from moesim.traces import load, parse_mapping
 
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
     chosen = choose_policies(system, runtime, cache, prefetch, schedule, policy_module or [])
-    recorded = load(trace)
+    recorded = load(trace, mapping=parse_mapping(mapping) if mapping else None)
     if requests is not None:
         recorded = recorded.head(requests=requests)
     spec = RunSpec(

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.simulator.commands.options import Mapping
+
 if TYPE_CHECKING:
     from moesim.traces import RoutingTrace
 
@@ -12,12 +14,6 @@ trace = typer.Typer(no_args_is_help=True, help="Look at routing traces, convert 
 
 Given = Annotated[
     Path, typer.Argument(help="A trace: a file or folder of any format that moesim reads.")
-]
-Mapping = Annotated[
-    str | None,
-    typer.Option(
-        "--map", help="For any CSV or JSONL: token=COLUMN,layer=COLUMN,experts=COLUMN[,...]."
-    ),
 ]
 
 

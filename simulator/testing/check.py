@@ -272,13 +272,14 @@ def _check_tie_order(spec: PolicySpec, trace: RoutingTrace, slots: int) -> list[
     renamed = _run(spec, rename_experts(trace, new_LE), PLAIN, slots, 3)
     if profile is not None:
         renamed.spec = replace(renamed.spec, profile_trace=rename_experts(profile, new_LE))
-    controller = counted(run)
-    if _drew(controller):
+    if _drew(counted(run)):
         return ["tie order: the policy draws from its random stream"]
-    expected = [int(new_LE.flat[expert]) for expert in _copied(run)]
-    layers = [expert // trace.experts for expert in _copied(run)]
-    actual = [expert % trace.experts for expert in _copied(renamed)]
-    assert (layers, expected) == ([e // trace.experts for e in _copied(renamed)], actual), (
+    new = (new_LE + np.arange(trace.layers)[:, None] * trace.experts).ravel().tolist()
+    placed = {new[expert] for expert in run.controller().initial()}
+    if placed != set(renamed.controller().initial()):
+        return ["tie order: the policy places experts by name before the start"]
+    expected = [new[expert] for expert in _copied(run)]
+    assert expected == _copied(renamed), (
         "renaming experts changes what is evicted: a tie is broken by name, not by age"
     )
     return []

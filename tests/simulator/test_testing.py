@@ -1,7 +1,7 @@
 """What policy authors lean on: the check passes what is right and says what is wrong."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args, get_origin
 
 import pytest
 
@@ -41,6 +41,23 @@ def test_every_policy_of_ours_passes(axis: Axis, name: str) -> None:
     assert report.runs >= 4
     assert report.us_per_event > 0
     assert name in str(report)
+
+
+def variants() -> Iterator[tuple[Axis, str]]:
+    """Yield each policy of ours with each value of each option that is one of a few."""
+    for axis, name in EVERY_POLICY:
+        spec = sample_spec(axis, name)
+        for option in registry.options(spec.cls).values():
+            for value in get_args(option.kind) if get_origin(option.kind) is Literal else ():
+                if value != option.default:
+                    inner = f"/{spec.inner.text}" if spec.inner else ""
+                    yield axis, f"{name}:{option.name}={value}{inner}"
+
+
+@pytest.mark.parametrize(("axis", "text"), [*variants()])
+def test_every_way_to_set_an_option_passes(axis: Axis, text: str) -> None:
+    """So does each built-in policy with another value of any option that has a few."""
+    assert check_policy(text, axis, seeds=3).axis == axis
 
 
 class First(CachePolicy):

@@ -14,6 +14,8 @@ pytest.importorskip("torch", reason="executions run a real model")
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.experts import LayerWork
 from moesim.simulator.errors import BudgetError, MoesimError
+from moesim.simulator.messages import Copy
+from moesim.simulator.terms import RAM, Cause, Place, Tier
 
 POLICIES = "lru none resident_first"
 
@@ -119,3 +121,23 @@ def test_a_budget_below_one_token_is_refused(offloaded: Callable[[str], Any]) ->
     with pytest.raises(BudgetError, match="give more memory"):
         it.run(it.deciding(POLICIES, 2))
     assert our_threads() == []
+
+
+def test_a_copy_that_nobody_waits_for_fails_the_run_too(offloaded: Callable[[str], Any]) -> None:
+    """A prefetch that fails after the last layer is told at the end, not forgotten."""
+    it = offloaded("Mixtral")
+    deciding = it.deciding(POLICIES, 9)
+    parts = it.store.parts
+    controller = deciding.controller(
+        experts=parts.experts, top_k=parts.top_k, sizes_L=it.store.sizes_L
+    )
+    place = Place(Tier.VRAM, 0, 0, 0, 0)
+    with harmed(break_first)(controller, it.store, deciding.budget_bytes) as driver:
+        driver.start_copy(Copy(1, 0, 0, RAM, place, Cause.PREFETCH), 0)
+        with pytest.raises(MoesimError, match="command 1 failed: gone"):
+            driver.end_run()
+
+
+def break_first(_: int) -> None:
+    """Fail every copy."""
+    raise OSError("gone")

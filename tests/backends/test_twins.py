@@ -1,0 +1,88 @@
+"""Twins have the shapes of the models they stand for; upcycling keeps the function."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the twins are torch models")
+transformers = pytest.importorskip("transformers", reason="the twins are transformers models")
+
+from moesim.backends.models import find_moe  # noqa: E402 - after the skip
+from moesim.backends.reference.architecture import (  # noqa: E402 - after the skip
+    TWINS,
+    Shape,
+    make_config,
+    use_dense_experts,
+    use_grouped_experts,
+)
+from moesim.backends.reference.twins import write_sample  # noqa: E402 - after the skip
+from moesim.backends.reference.upcycle import dense_shape, upcycle  # noqa: E402 - after the skip
+from moesim.simulator import models  # noqa: E402 - after the skip
+from moesim.traces import load, synthesise, write  # noqa: E402 - after the skip
+
+SMALL = Shape(2, 8, 3, width=64, expert_width=16)
+SAMPLES = sorted((Path(__file__).resolve().parents[2] / "traces/samples").glob("twin-*.npz"))
+
+
+def small() -> Any:
+    """Return a small model with seeded weights."""
+    torch.manual_seed(0)
+    return transformers.Qwen3MoeForCausalLM(make_config(SMALL)).eval()
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_has_the_routing_shape_of_its_model(name: str) -> None:
+    """Layers, experts and top-k are those of the shape that its trace's name finds."""
+    twin = TWINS[name]
+    found = models.match(f"moesim/twin-{name}", twin.layers, twin.experts, twin.top_k)
+    assert found is not None
+    assert (name, "") == (found.name, found.note)
+
+
+def test_grouped_experts_compute_what_dense_ones_do() -> None:
+    """Sorted by expert, in bfloat16, the model's answer is the same within its rounding."""
+    model = small()
+    text = torch.arange(40)[None]
+    with torch.no_grad():
+        use_dense_experts(model)
+        dense = model(text).logits
+        use_grouped_experts(model)
+        grouped = model(text).logits
+    torch.testing.assert_close(grouped, dense, rtol=0.02, atol=0.02)
+
+
+def test_an_upcycled_model_begins_as_the_dense_one() -> None:
+    """With the feed-forward part in every expert, the logits are those before."""
+    torch.manual_seed(1)
+    dense = transformers.Qwen3MoeForCausalLM(make_config(dense_shape(SMALL))).eval()
+    moe = upcycle(dense, SMALL).eval()
+    text = torch.arange(40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(moe(text).logits, dense(text).logits, rtol=1e-4, atol=1e-5)
+    parts = find_moe(moe)
+    assert (8, 3) == (parts.experts, parts.top_k)
+    assert parts.layers[0].router.weight.std() > 0
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_a_committed_twin_is_whole(path: Path) -> None:
+    """It has prompt and decode rows of five tasks, every signal, and says that it is a twin."""
+    trace = load(path)
+    assert trace.header.evidence == "twin"
+    assert trace.has_prefill
+    assert trace.has_decode
+    assert len(set(trace.task_R)) == 5
+    assert {"router_top_TLM", "look_in_TLHM", "look_out_TLHM", "embedding_TD", "token_T"} <= set(
+        trace.signals
+    )
+    found = models.match(trace.header.model, trace.layers, trace.experts, trace.top_k)
+    assert found is not None
+    top_TLK = trace.signals["router_top_TLM"][..., : trace.top_k]
+    np.testing.assert_array_equal(np.sort(top_TLK, axis=2), np.sort(trace.expert_TLK, axis=2))
+
+
+def test_the_samples_are_small() -> None:
+    """Together the twins' traces are at most 8 MiB."""
+    assert sum(path.stat().st_size for path in SAMPLES) <= 8 * 2**20
