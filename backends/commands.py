@@ -30,10 +30,15 @@ IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the e
 Signals = Annotated[
     str,
     typer.Option(
-        help="Comma-separated: router_probs, look_in, embedding, prompt_embedding, token; or none."
+        help="Comma-separated: router_logits, router_probs, router_top, look_in, look_out, hidden,"
+        " embedding, prompt_embedding, token; or none. hidden is large: give it a fit split, a few"
+        " prompts of its own."
     ),
 ]
-Horizons = Annotated[int, typer.Option(min=1, help="How many layers ahead look_in reaches.")]
+Horizons = Annotated[
+    int, typer.Option(min=1, help="How many layers ahead look_in and look_out reach.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Prompts that run together, padded to one length.")]
 Name = Annotated[str | None, typer.Option(help="What the trace calls the model.")]
 Licence = Annotated[str | None, typer.Option(help="Licence of texts and model, for the header.")]
 Source = Annotated[str | None, typer.Option(help="Where the texts come from, for the header.")]
@@ -50,7 +55,8 @@ def record(
     seed: Seed = 0,
     ignore_eos: IgnoreEos = False,
     signals: Signals = "router_probs,look_in,token",
-    horizons: Horizons = 2,
+    horizons: Horizons = 3,
+    batch: Batch = 1,
     name: Name = None,
     licence: Licence = None,
     source: Source = None,
@@ -59,14 +65,14 @@ def record(
 
     Every token's experts, gates and the chosen signals, of prompt and generation, taken by hooks
     on the routers of any transformers MoE. On a CPU the model runs in float32, and the same
-    command writes the same routes again.
+    command writes the same routes again. A recording that was stopped goes on when the same command
+    is given again.
     """
     from moesim.backends.prompts import read_prompts
     from moesim.backends.signals import choose_signals
     from moesim.simulator.errors import InputError
     from moesim.simulator.progress import progress
-    from moesim.traces import write
-    from moesim.traces.store import SUFFIXES
+    from moesim.traces.store import SUFFIXES, read
 
     chosen = choose_signals([] if signals == "none" else signals.split(","))
     texts = read_prompts(prompts, max_prompts)
@@ -75,10 +81,10 @@ def record(
     if not math.isfinite(temperature):
         raise InputError(f"--temperature {temperature}: give a finite number, 0 or above")
     try:
-        from moesim.backends.loading import NotAvailableError, choose_device, load_checkpoint
         from moesim.backends.generation import Request, Sampling
-        from moesim.backends.recorder import Origin
-        from moesim.backends.recorder import record as record_trace
+        from moesim.backends.loading import NotAvailableError, choose_device, load_checkpoint
+        from moesim.backends.pieces import record_in_pieces
+        from moesim.backends.recorder import Origin, Recording
     except ModuleNotFoundError as error:
         if error.name not in {"torch", "transformers"}:
             raise
@@ -96,25 +102,26 @@ def record(
     requests = [
         Request(prompt=checkpoint.tokenizer(text.text).input_ids, task=text.task) for text in texts
     ]
+    recording = Recording(
+        model=checkpoint.model,
+        requests=requests,
+        sampling=Sampling(
+            new_tokens=new_tokens, temperature=temperature, seed=seed, ignore_eos=ignore_eos
+        ),
+        origin=Origin(
+            model=name or checkpoint.name,
+            revision=checkpoint.revision,
+            bytes_per_parameter=checkpoint.bytes_per_parameter,
+            tokenizer_hash=checkpoint.tokenizer_hash,
+            licence=licence,
+            source=source,
+        ),
+        signals=chosen,
+        horizons=horizons,
+        batch=batch,
+    )
     most_tokens = sum(len(request.prompt) + new_tokens - 1 for request in requests)
     with progress("recording", most_tokens, "tokens") as advance:
-        trace = record_trace(
-            checkpoint.model,
-            requests,
-            Sampling(
-                new_tokens=new_tokens, temperature=temperature, seed=seed, ignore_eos=ignore_eos
-            ),
-            Origin(
-                model=name or checkpoint.name,
-                revision=checkpoint.revision,
-                bytes_per_parameter=checkpoint.bytes_per_parameter,
-                tokenizer_hash=checkpoint.tokenizer_hash,
-                licence=licence,
-                source=source,
-            ),
-            signals=chosen,
-            horizons=horizons,
-            on_step=advance,
-        )
-    write(trace, output)
+        record_in_pieces(recording, output, advance)
+    trace = read(output)
     typer.echo(f"{output}: {trace.requests} requests, {trace.tokens} tokens", err=True)

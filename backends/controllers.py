@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 
-import numpy as np
-
 from moesim.simulator import registry
+from moesim.simulator.assembly import assemble
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.foresight import RecordedFuture, popularity, transitions
-from moesim.simulator.policies.base import Costs, RunInfo
+from moesim.simulator.foresight import RecordedFuture
+from moesim.simulator.policies.base import Costs
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
 from moesim.traces import RoutingTrace
@@ -65,7 +64,7 @@ class Deciding:
     @property
     def needs(self) -> frozenset[str]:
         """What the policies must be granted."""
-        return frozenset().union(*(_needs(policy) for policy in self.specs().values()))
+        return frozenset().union(*(policy.needs for policy in self.specs().values()))
 
     @property
     def timing_free(self) -> bool:
@@ -94,47 +93,23 @@ class Deciding:
             CapabilityError: A policy needs what the run cannot grant.
         """
         specs = self.specs()
-        profile = self.profile_trace
         shape = (len(sizes_L), experts)
-        streams = np.random.SeedSequence(self.seed).spawn(len(registry.AXES))
-        runs: dict[Axis, RunInfo] = {}
-        built: dict[Axis, Any] = {}
-        for axis, stream in zip(registry.AXES, streams, strict=True):
-            policy = specs[axis]
-            needs = _needs(policy)
-            _check(f"{axis} policy {policy.text}", needs, profile, shape, future)
-            runs[axis] = RunInfo(
-                layers=shape[0],
-                experts=experts,
-                top_k=top_k,
-                expert_bytes_L=tuple(sizes_L),
-                budget_bytes=self.budget_bytes,
-                costs=self.costs,
-                rng=np.random.default_rng(stream),
-                popularity_LE=popularity(profile)
-                if profile is not None and "profile" in needs
-                else None,
-                follows_LEE=transitions(profile)
-                if profile is not None and "transitions" in needs
-                else None,
-                future=future if "future" in needs else None,
-            )
-            built[axis] = policy.build(runs[axis])
-        return Controller(
-            runs["cache"],
-            built["cache"],
-            built["prefetch"],
-            built["schedule"],
+        for axis, policy in specs.items():
+            name = f"{axis} policy {policy.text}"
+            _check(name, policy.needs, self.profile_trace, shape, future)
+        return assemble(
+            specs,
+            experts=experts,
+            top_k=top_k,
+            sizes_L=sizes_L,
+            budget_bytes=self.budget_bytes,
+            costs=self.costs,
             window_bytes=self.window_bytes,
+            seed=self.seed,
+            profile_trace=self.profile_trace,
+            future=future,
             keep_log=keep_log,
         )
-
-
-def _needs(policy: PolicySpec) -> frozenset[str]:
-    """Return what a policy needs under its options, and so the policy that it guards."""
-    defaults = {name: option.default for name, option in registry.options(policy.cls).items()}
-    own = policy.cls.needs_for({**defaults, **policy.options})
-    return own if policy.inner is None else own | _needs(policy.inner)
 
 
 def _check(

@@ -22,6 +22,56 @@ class MemorySpec:
     expert_budget: str | None = None
     slots: str | None = None
 
+    def expert_bytes(
+        self, *, experts: int, largest_bytes: int, all_bytes: int, fixed: "Fixed", usable_bytes: int
+    ) -> int:
+        """Return the room for experts: what was asked for, but no more than all of them take.
+
+        Args:
+            experts: Number of experts of all layers.
+            largest_bytes: Bytes of the largest; a slot holds any.
+            all_bytes: Bytes of all.
+            fixed: What else VRAM must hold.
+            usable_bytes: What the machine has, where nothing was asked for.
+
+        Raises:
+            InputError: More than one figure was given, or one cannot be read.
+            BudgetError: Nothing is left for experts.
+        """
+        names = ("vram", "expert_budget", "slots")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(
+                f"give one of --vram, --expert-budget and --slots, not {' and '.join(given)}"
+            )
+        if self.expert_budget is not None:
+            return min(all_bytes, _parse("--expert-budget", self.expert_budget))
+        if self.slots is not None:
+            return min(all_bytes, _slots(self.slots, experts) * largest_bytes)
+        total = usable_bytes if self.vram is None else _parse("--vram", self.vram)
+        if total <= fixed.total_bytes:
+            raise BudgetError(
+                f"{format_bytes(total)} of VRAM hold no experts: dense weights "
+                f"{format_bytes(fixed.dense_bytes)}, KV cache {format_bytes(fixed.kv_bytes)}, "
+                f"workspace {format_bytes(fixed.workspace_bytes)}; give more VRAM or a smaller "
+                "format"
+            )
+        return min(all_bytes, total - fixed.total_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What VRAM must hold beside experts, in bytes; ``kv`` is at the longest context of the run."""
+
+    dense_bytes: int
+    kv_bytes: int
+    workspace_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum."""
+        return self.dense_bytes + self.kv_bytes + self.workspace_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
@@ -61,32 +111,17 @@ def plan(spec: MemorySpec, costs: CostModel, context_tokens: int) -> MemoryPlan:
         BudgetError: Nothing is left for experts.
         OutOfMemoryError: The whole does not fit the machine.
     """
-    shape, machine = costs.shape, costs.profile
-    given = [name for name in ("vram", "expert_budget", "slots") if getattr(spec, name) is not None]
-    if len(given) > 1:
-        raise InputError(
-            f"give one of --vram, --expert-budget and --slots, not {' and '.join(given)}"
-        )
-    dense = shape.resident_bytes
-    kv = kv_bytes(shape, context_tokens)
-    workspace = costs.workspace_bytes
-    fixed = dense + kv + workspace
-    usable = machine.vram_usable_bytes
-    if spec.expert_budget is not None:
-        experts = _parse("--expert-budget", spec.expert_budget)
-    elif spec.slots is not None:
-        experts = _slots(spec.slots, shape)
-    else:
-        total = usable if spec.vram is None else _parse("--vram", spec.vram)
-        experts = min(total - fixed, shape.expert_bytes_total)
-        if experts <= 0:
-            raise BudgetError(
-                f"{format_bytes(total)} of VRAM hold no experts: dense weights "
-                f"{format_bytes(dense)}, KV cache {format_bytes(kv)} at {context_tokens} tokens, "
-                f"workspace {format_bytes(workspace)}; give more VRAM or a smaller format"
-            )
-    result = MemoryPlan(usable, dense, kv, workspace, experts)
-    _check_fits(result, machine)
+    shape, usable = costs.shape, costs.profile.vram_usable_bytes
+    fixed = Fixed(shape.resident_bytes, kv_bytes(shape, context_tokens), costs.workspace_bytes)
+    experts = spec.expert_bytes(
+        experts=len(shape.layers) * shape.experts,
+        largest_bytes=max(layer.expert_bytes for layer in shape.layers),
+        all_bytes=shape.expert_bytes_total,
+        fixed=fixed,
+        usable_bytes=usable,
+    )
+    result = MemoryPlan(usable, fixed.dense_bytes, fixed.kv_bytes, fixed.workspace_bytes, experts)
+    _check_fits(result, costs.profile)
     return result
 
 
@@ -101,21 +136,18 @@ def _check_fits(result: MemoryPlan, machine: HardwareProfile) -> None:
         )
 
 
-def _slots(text: str, shape: CostShape) -> int:
-    """Return the bytes of a number of slots, or of a share of all experts."""
-    total = shape.expert_bytes_total
-    largest = max(layer.expert_bytes for layer in shape.layers)
+def _slots(text: str, experts: int) -> int:
+    """Return a number of slots, given as such or as a share of all experts."""
+    share = text.endswith("%")
     try:
-        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else None
-        slots = int(text) if share is None else round(len(shape.layers) * shape.experts * share)
+        slots = round(experts * float(text[:-1]) / 100) if share else int(text)
     except ValueError:
         slots = 0
-        share = None
-    if slots < 1 or (share is not None and share > 1):
+    if slots < 1 or (share and slots > experts):
         raise InputError(
             f"--slots {text}: expected a number of experts such as 400, or a share such as 25%"
         )
-    return min(total, slots * largest)
+    return slots
 
 
 def _parse(option: str, text: str) -> int:

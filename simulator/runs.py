@@ -9,26 +9,23 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runtime
 from moesim.hardware_profiles import load as load_hardware
 from moesim.simulator import models, registry
+from moesim.simulator.assembly import assemble
 from moesim.simulator.bounds import Actions, Bounds, bounds
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError, InputError
-from moesim.simulator.foresight import RecordedFuture, popularity, transitions
+from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.ledger import Counts, Timings, check
 from moesim.simulator.machine import Span
 from moesim.simulator.memory import MemoryPlan, MemorySpec, plan
 from moesim.simulator.messages import Command, Fact
 from moesim.simulator.models.cost_shape import CostShape
-from moesim.simulator.policies.base import RunInfo
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.results import (
     SCHEMA_VERSION,
@@ -256,36 +253,17 @@ class Prepared:
         """Return a fresh controller with fresh policies."""
         spec = self.spec
         needs = frozenset().union(*(policy.needs for policy in self.policies.values()))
-        future = RecordedFuture(self.workload().events()) if "future" in needs else None
-        profile = spec.profile_trace
-        streams = np.random.SeedSequence(spec.seed).spawn(len(registry.AXES))
-        built: dict[Axis, Any] = {}
-        runs: dict[Axis, RunInfo] = {}
-        for axis, stream in zip(registry.AXES, streams, strict=True):
-            policy = self.policies[axis]
-            runs[axis] = RunInfo(
-                layers=spec.trace.layers,
-                experts=spec.trace.experts,
-                top_k=spec.trace.top_k,
-                expert_bytes_L=self.sizes_L,
-                budget_bytes=self.memory.expert_bytes,
-                costs=self.costs,
-                rng=np.random.default_rng(stream),
-                popularity_LE=popularity(profile)
-                if profile is not None and "profile" in policy.needs
-                else None,
-                follows_LEE=transitions(profile)
-                if profile is not None and "transitions" in policy.needs
-                else None,
-                future=future if "future" in policy.needs else None,
-            )
-            built[axis] = policy.build(runs[axis])
-        return Controller(
-            runs["cache"],
-            built["cache"],
-            built["prefetch"],
-            built["schedule"],
+        return assemble(
+            self.policies,
+            experts=spec.trace.experts,
+            top_k=spec.trace.top_k,
+            sizes_L=self.sizes_L,
+            budget_bytes=self.memory.expert_bytes,
+            costs=self.costs,
             window_bytes=self.costs.window_bytes,
+            seed=spec.seed,
+            profile_trace=spec.profile_trace,
+            future=RecordedFuture(Workload(spec.trace).events()) if "future" in needs else None,
             keep_log=keep_log,
         )
 

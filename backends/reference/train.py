@@ -29,6 +29,7 @@ from moesim.backends.reference.architecture import REFERENCE, make_config, use_d
 from moesim.backends.reference.judge import judge
 from moesim.backends.reference.learning import LOAD_BALANCE, Trainer, steps_per_second
 from moesim.backends.reference.texts import Split, pack_rows, read_split, share_rows
+from moesim.backends.reference.upcycle import dense_shape, upcycle
 from moesim.backends.reference.vocabulary import make_tokenizer
 
 WARM_UP_STEPS = 100
@@ -62,18 +63,52 @@ def batches(rows: NDArray[np.uint16], batch_rows: int) -> Iterator[NDArray[np.ui
         yield rows[start : start + batch_rows]
 
 
-def learn(trainer: Trainer, rows: NDArray[np.uint16], batch_rows: int) -> list[list[float]]:
-    """Take every batch once; return step, bits per token and balance every 100 steps."""
+def learn(
+    trainer: Trainer,
+    rows: NDArray[np.uint16],
+    batch_rows: int,
+    span: tuple[float, float] = (0.0, 1.0),
+) -> list[list[float]]:
+    """Take every batch once; return step, bits per token and balance every 100 steps.
+
+    Args:
+        trainer: The model.
+        rows: Texts, in order.
+        batch_rows: Rows of a batch.
+        span: Which part of the whole run this is, for the rate.
+    """
     steps = len(rows) // batch_rows
     curve: list[list[float]] = []
     for step, batch in enumerate(batches(rows, batch_rows)):
         warmth = min(1.0, (step + 1) / WARM_UP_STEPS)
-        loss, balance = trainer.step(batch, progress=step / steps, warmth=warmth)
+        loss, balance = trainer.step(
+            batch, progress=span[0] + (span[1] - span[0]) * step / steps, warmth=warmth
+        )
         if step % SAY_EVERY_STEPS == 0 or step == steps - 1:
             curve.append([step, float(loss) / math.log(2), float(balance)])
             say(f"step {step}: {curve[-1][1]:.3f} bits per token, balance {curve[-1][2]:.3f}")
     trainer.settle()
     return curve
+
+
+def learn_upcycled(
+    rows: NDArray[np.uint16], options: argparse.Namespace, device: torch.device
+) -> tuple[Trainer, list[list[float]]]:
+    """Learn dense for half the steps, then as a MoE whose experts begin as copies.
+
+    The optimiser begins anew with the MoE; the rate goes on falling where it was.
+    """
+    shape = replace(REFERENCE, layers=options.layers)
+    torch.manual_seed(options.seed)
+    dense: Model = transformers.Qwen3MoeForCausalLM(make_config(dense_shape(shape))).to(device)
+    use_dense_experts(dense)
+    half = options.steps // 2 * options.batch_rows
+    trainer = Trainer(dense, rate=options.rate, compiled=options.compile)
+    curve = learn(trainer, rows[:half], options.batch_rows, (0.0, 0.5)) if half else []
+    moe = upcycle(dense, shape)
+    use_dense_experts(moe)
+    trainer = Trainer(moe, rate=options.rate, compiled=options.compile)
+    return trainer, curve + learn(trainer, rows[half:], options.batch_rows, (0.5, 1.0))
 
 
 def write_model(model: Model, folder: Path) -> None:
@@ -109,6 +144,7 @@ def provenance(
         "batch_rows": options.batch_rows,
         "row_tokens": options.row_tokens,
         "rate": options.rate,
+        "upcycled": bool(getattr(options, "upcycle", False)),
         "load_balance": LOAD_BALANCE,
         "texts_sha256": dict(sorted(split.source_sha256.items())),
         "train_bytes": {task: sum(map(len, docs)) for task, docs in sorted(split.train.items())},
@@ -138,6 +174,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=20_261_124)
     parser.add_argument("--layers", type=int, default=12, help="fewer for a test of the recipe")
+    parser.add_argument("--upcycle", action="store_true", help="dense for half the steps")
     parser.add_argument("--judge-rows", type=int, help="held-out rows of a task at most")
     parser.add_argument("--compile", action="store_true", help="compile the decoder layers")
     return parser.parse_args()
@@ -152,7 +189,9 @@ def main() -> None:
 
     def fresh() -> Model:
         torch.manual_seed(options.seed)
-        model: Model = transformers.Qwen3MoeForCausalLM(make_config(replace(REFERENCE, layers=options.layers)))
+        model: Model = transformers.Qwen3MoeForCausalLM(
+            make_config(replace(REFERENCE, layers=options.layers))
+        )
         use_dense_experts(model)
         return model.to(device)
 
@@ -171,9 +210,12 @@ def main() -> None:
     )
     options.steps = len(rows) // options.batch_rows
     say(f"{options.steps} steps over {rows.size / 1e6:.1f} MB of text")
-    trainer = make_trainer()
     started = time.perf_counter()
-    curve = learn(trainer, rows, options.batch_rows)
+    if options.upcycle:
+        trainer, curve = learn_upcycled(rows, options, device)
+    else:
+        trainer = make_trainer()
+        curve = learn(trainer, rows, options.batch_rows)
     seconds = round(time.perf_counter() - started, 1)
     write_model(trainer.model, options.output)
 

@@ -96,9 +96,7 @@ def train_twin(
     )
     options.steps = len(rows) // options.batch_rows
     say(f"{name}: {options.steps} steps over {rows.size / 1e6:.1f} MB of text, {experts}")
-    trainer = Trainer(
-        fresh(name, options.seed, experts, device), rate=options.rate, compiled=False
-    )
+    trainer = Trainer(fresh(name, options.seed, experts, device), rate=options.rate, compiled=False)
     started = time.perf_counter()
     curve = learn(trainer, rows, options.batch_rows)
     seconds = round(time.perf_counter() - started, 1)
@@ -190,17 +188,21 @@ def record_twin(
 
 
 def write_sample(whole: Path, sample: Path, most_bytes: int) -> int:
-    """Write the first requests, one of each task at a time, while they fit; return their number."""
+    """Write the first requests, of every task equally many if possible; return their number.
+
+    Raises:
+        ValueError: Not even one request fits.
+    """
     trace = read(whole)
-    turn = len(TASKS)
+    turn = min(len(TASKS), trace.requests)
     write(trace.head(requests=turn), sample)
-    requests = turn * max(1, int(most_bytes / sample.stat().st_size))
-    while requests >= turn:
+    requests = min(trace.requests, turn * max(1, int(most_bytes / sample.stat().st_size)))
+    while requests:
         write(trace.head(requests=requests), sample)
         if sample.stat().st_size <= most_bytes:
-            return min(requests, trace.requests)
-        requests -= turn
-    raise ValueError(f"{sample}: {turn} requests are larger than {most_bytes} bytes; allow more")
+            return requests
+        requests -= turn if requests > turn else 1
+    raise ValueError(f"{sample}: one request is larger than {most_bytes} bytes; allow more")
 
 
 def _options() -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """One call that puts a policy through everything that moesim promises of policies.
 
-`check_policy` serves a tiny trace under the adversarial driver, with plain companions and with bad
+`check_policy` serves tiny traces under the adversarial driver, with plain companions and with bad
 ones, at the tightest budget that the policy accepts and at a roomy one; the `Witness` checks laws
 1 to 6 on the way. Then it looks at the policy as such: documented options, answers that depend on
 nothing but what it was told, ties broken by age and not by name.
@@ -97,7 +97,8 @@ def check_policy(
     Args:
         policy: A class, or a spec as on the command line; a guard's class guards the plainest.
         axis: ``cache``, ``prefetch`` or ``schedule``; by default the one that knows the policy.
-        trace: What is served, if the policy reads a signal that `tiny_trace` does not have.
+        trace: What is served, if the policy reads a signal that `tiny_trace` does not have; by
+            default one of three layers and one of a single layer.
         seeds: How many orders of completion are tried in each setting.
 
     Raises:
@@ -107,6 +108,7 @@ def check_policy(
     """
     axis = axis or _axis_of(policy)
     spec = as_spec(axis, policy)
+    flat_trace = None if trace else tiny_trace(layers=1, experts=4)
     trace = trace or tiny_trace()
     lacking = spec.needs - GRANTS - {"gates"} - trace.header.signals.keys()
     if lacking:
@@ -116,20 +118,40 @@ def check_policy(
         )
     _check_options(spec)
     slots = _tightest(spec, trace)
-    roomy = (slots + trace.layers * trace.experts + 1) // 2
-    runs = 0
-    for setting in (PLAIN, BAD):
-        for room in sorted({slots, roomy}):
-            for seed in range(seeds):
-                with _naming(spec, f"{room} slots, seed {seed}, with {_names(axis, setting)}"):
-                    _drive(_run(spec, trace, setting, room, seed), seed)
-                    runs += 1
+    runs = _drive_every_way(spec, trace, slots, seeds)
+    skipped = []
+    if flat_trace:
+        try:
+            flat_slots = _tightest(spec, flat_trace)
+        except InputError as error:
+            skipped.append(f"one layer: {error}")
+        else:
+            runs += _drive_every_way(spec, flat_trace, flat_slots, seeds)
+    roomy = _roomy(slots, trace)
     with _naming(spec, f"{roomy} slots"):
         _check_same_answers(spec, trace, roomy)
         _check_nothing_shared(spec, trace, roomy)
-        skipped = [*_check_timing_free(spec, trace, roomy), *_check_tie_order(spec, trace, roomy)]
+        skipped += _check_timing_free(spec, trace, roomy)
+        skipped += _check_tie_order(spec, trace, roomy)
         us_per_event = _us_per_event(_run(spec, trace, PLAIN, roomy, 0))
     return PolicyReport(spec.text, axis, slots, runs, us_per_event, tuple(skipped))
+
+
+def _drive_every_way(spec: PolicySpec, trace: RoutingTrace, slots: int, seeds: int) -> int:
+    """Drive the policy over a trace in every setting, and return how often."""
+    runs = 0
+    for setting in (PLAIN, BAD):
+        for room in sorted({slots, _roomy(slots, trace)}):
+            for seed in range(seeds):
+                with _naming(spec, f"{room} slots, seed {seed}, {_beside(spec.axis, setting)}"):
+                    _drive(_run(spec, trace, setting, room, seed), seed)
+                    runs += 1
+    return runs
+
+
+def _roomy(slots: int, trace: RoutingTrace) -> int:
+    """Return the room halfway between the tightest and that for all experts."""
+    return (slots + trace.layers * trace.experts + 1) // 2
 
 
 def _axis_of(policy: AnyPolicy) -> Axis:
@@ -150,9 +172,9 @@ def _axis_of(policy: AnyPolicy) -> Axis:
     raise InputError(f"{policy.__name__} derives from none of the bases of a policy")
 
 
-def _names(axis: Axis, setting: Mapping[Axis, AnyPolicy]) -> str:
-    beside = [as_spec(other, policy).text for other, policy in setting.items() if other != axis]
-    return " and ".join(beside)
+def _beside(axis: Axis, setting: Mapping[Axis, AnyPolicy]) -> str:
+    names = [as_spec(other, policy).text for other, policy in setting.items() if other != axis]
+    return f"with {' and '.join(names)}"
 
 
 def _run(
@@ -165,6 +187,7 @@ def _run(
         prefetch=chosen["prefetch"],
         schedule=chosen["schedule"],
         slots=slots,
+        window_bytes=1 if seed % 2 else None,  # prefetches one by one, or as many as fit
         seed=seed,
     )
 

