@@ -44,5 +44,5 @@ def expert_budget_bytes(
         largest_bytes=max(store.sizes_L),
         all_bytes=store.total_bytes,
         fixed=Fixed(dense_bytes, kv_bytes),
-        usable_bytes=store.total_bytes + dense_bytes + kv_bytes,
+        usable_bytes=None,
     )

@@ -42,7 +42,7 @@ def _by_rule(
     if rule.bias_LE is not None:
         rank_TE = probs_TE + torch.tensor(rule.bias_LE[layer], device=probs_TE.device)
     if rule.groups > 1:
-        grouped_TGE = rank_TE.unflatten(1, (rule.groups, -1))
+        grouped_TGE = rank_TE.view(len(rank_TE), rule.groups, -1)
         best = 1 if rule.group_score == "max" else 2
         score_TG = grouped_TGE.topk(best, dim=-1).values.sum(dim=-1)
         kept_TG = torch.zeros_like(score_TG, dtype=torch.bool)

@@ -20,6 +20,7 @@ from moesim.backends.models import Model, ModelError, MoeLayer, MoeParts
 Array = NDArray[Any]
 
 SAME_ROUTER_TOLERANCE = 1e-3
+ROUTER_SIGNALS = {"router_logits", "router_probs", "router_top"}
 NEEDS_RULE = {"router_probs", "router_top", "look_in", "look_out"}
 LOOK_AHEAD = {"look_in": "residual_TD", "look_out": "output_TD"}
 NEEDS_RESIDUAL = {"look_in", "look_out", "hidden"}
@@ -111,14 +112,8 @@ class Taps:
             "expert_TLK": stack("expert_TK").to(torch.int16),
             "gate_TLK": stack("gate_TK").to(torch.float16),
         }
-        if "router_logits" in self.signals:
-            device["router_logits_TLE"] = stack("logits_TE").float()
-        if "router_probs" in self.signals:
-            device["router_probs_TLE"] = self._probabilities(stack("logits_TE")).half()
-        if "router_top" in self.signals:
-            probs_TLE = self._probabilities(stack("logits_TE"))
-            ids, scores = self._best(probs_TLE, list(range(len(self._layers))))
-            device |= {"router_top_TLM": ids, "router_top_score_TLM": scores}
+        if set(self.signals) & ROUTER_SIGNALS:
+            device |= self._router_signals(stack("logits_TE"))
         if not self._checked_taps and NEEDS_RESIDUAL & set(self.signals):
             self._check_taps()
         for signal, key in LOOK_AHEAD.items():
@@ -135,6 +130,21 @@ class Taps:
         for tap in self._layers:
             tap.clear()
         return {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in device.items()}
+
+    def _router_signals(self, logits_TLE: Tensor) -> dict[str, Tensor]:
+        """Return what is recorded of the routers' answers."""
+        probs_TLE = self._probabilities(logits_TLE)
+        ids, scores = self._best(probs_TLE, list(range(len(self._layers))))
+        found = {
+            "router_logits": {"router_logits_TLE": logits_TLE.float()},
+            "router_probs": {"router_probs_TLE": probs_TLE.half()},
+            "router_top": {"router_top_TLM": ids, "router_top_score_TLM": scores},
+        }
+        return {
+            name: tensor
+            for signal in self.signals
+            for name, tensor in found.get(signal, {}).items()
+        }
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         logits = logits.float()
@@ -240,8 +250,8 @@ def _require_known_router(model: Model, parts: MoeParts) -> None:
     if parts.score is None:
         raise ModelError(
             f"{type(model).__name__}: how {type(parts.layers[0].router).__name__} turns logits into"
-            " probabilities is not known; leave router_probs, router_top, look_in and look_out out of"
-            " --signals"
+            " probabilities is not known; leave router_probs, router_top, look_in and look_out"
+            " out of --signals"
         )
 
 

@@ -50,7 +50,7 @@ from moesim.simulator.policies.base import (
 )
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool, Residency
-from moesim.simulator.terms import GPU, Cause, Device
+from moesim.simulator.terms import CPU, GPU, Cause, Device
 from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES, Outbox, Transfers
 
 
@@ -177,6 +177,11 @@ class Controller:
         """End the books: what was prefetched and never demanded is wasted."""
         if self._cpu_runs or self._layer_open >= 0 or self._step_open:
             raise ProtocolError("the run ended in the middle of a step")
+        if self._waiting or self._running:
+            raise PolicyError(
+                f"{type(self._schedule).__name__} formed no step while requests "
+                f"{[*self._running, *self._waiting]} waited"
+            )
         self._transfers.close()
         self.counts.peak_expert_bytes = self.residency.peak_bytes
 
@@ -200,6 +205,12 @@ class Controller:
     def _form(self) -> None:
         requests = tuple(self._schedule.form(self._waiting, self._running, self._view))
         self._may_form = False
+        offered = [*self._waiting, *self._running]
+        if len(set(requests)) < len(requests) or not set(requests) <= set(offered):
+            raise PolicyError(
+                f"{type(self._schedule).__name__} formed a step of requests {list(requests)}, "
+                f"offered were {offered}"
+            )
         if not requests:
             self._out.commands.append(Wait())
             return
@@ -298,14 +309,13 @@ class Controller:
         waiting = self._copy_misses(groups, demand)
         handed_over = 0
         for device, experts in groups:
-            on_gpu = device is GPU or device.kind == "gpu"
-            run = self._run_on_gpu if on_gpu else self._run_on_cpu
+            run = self._run_on_gpu if device == GPU else self._run_on_cpu
             handed_over += run(device, experts, demand.tokens)
         while waiting:
             self.counts.waves += 1
             waiting = self._next_wave(waiting)
             for device, experts in groups:
-                if device.kind == "gpu":
+                if device == GPU:
                     handed_over += self._run_on_gpu(device, experts, demand.tokens)
         if handed_over != len(demand.tokens):
             raise self._no_partition(groups, demand)
@@ -316,8 +326,12 @@ class Controller:
         planned = 0
         for device, experts in groups:
             planned += len(experts)
-            if device is not GPU and device.kind == "cpu":
+            if device == CPU:
                 on_cpu += experts
+            elif device != GPU:
+                raise CapabilityError(
+                    f"{type(self._schedule).__name__} plans for {device}; there are {GPU} and {CPU}"
+                )
         if planned != len(demand.tokens):
             raise self._no_partition(groups, demand)
         transfers = self._transfers

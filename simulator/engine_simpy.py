@@ -296,9 +296,16 @@ class SimpyEngine:
     def _drain(self) -> Process:
         """Let everything that was handed over end, so that what moved is what was decided."""
         servers = (self._gpu, self._cpu, self._answerer, *self._engines.values())
-        last_ns = max(server.free_ns for server in servers)
-        if last_ns > self._now():
-            yield Timeout(self._env, last_ns - self._now())
+        while True:
+            last_ns = max(server.free_ns for server in servers)
+            if last_ns > self._now():
+                yield Timeout(self._env, last_ns - self._now())
+            elif all(server.is_settled for server in servers):
+                return
+            else:
+                self._bell = bell = self._env.event()
+                self._bell_for = None
+                yield bell
 
     def _ring(self, job: Job) -> None:
         """Wake the host if it sleeps: what it waits for may have become certain."""
@@ -348,7 +355,7 @@ class SimpyEngine:
         began_ns = self._now()
         commands = self._controller.handle(facts, began_ns)
         last = facts[-1]
-        experts = len(last.experts) if type(last) is LayerRouted else 0
+        experts = len(set(last.experts)) if type(last) is LayerRouted else 0
         decision_ns = self._costs.decision_ns(self._system, experts, len(commands))
         self.timings.decision_ns += decision_ns
         if self._costs.decides_on == "host":
@@ -468,7 +475,7 @@ class SimpyEngine:
             self.timings.experts_busy_ns += ns
         elif type(job.label) is int:
             self.timings.dense_busy_ns += ns
-        else:
+        elif job.label == "head":
             self.timings.head_busy_ns += ns
         return ns
 

@@ -93,6 +93,11 @@ class Server:
         elif job.followers is not None:
             _settle_all(job.followers)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the end of every job that was submitted is certain."""
+        return not self._queue
+
     def is_busy_at(self, at_ns: int) -> bool:
         """Return whether a job whose times are certain runs at an instant, its begin included.
 

@@ -23,7 +23,13 @@ class MemorySpec:
     slots: str | None = None
 
     def expert_bytes(
-        self, *, experts: int, largest_bytes: int, all_bytes: int, fixed: "Fixed", usable_bytes: int
+        self,
+        *,
+        experts: int,
+        largest_bytes: int,
+        all_bytes: int,
+        fixed: "Fixed",
+        usable_bytes: int | None,
     ) -> int:
         """Return the room for experts: what was asked for, but no more than all of them take.
 
@@ -32,11 +38,12 @@ class MemorySpec:
             largest_bytes: Bytes of the largest; a slot holds any.
             all_bytes: Bytes of all.
             fixed: What else VRAM must hold.
-            usable_bytes: What the machine has, where nothing was asked for.
+            usable_bytes: What the machine has; None if nobody knows, and all experts may have room.
 
         Raises:
             InputError: More than one figure was given, or one cannot be read.
             BudgetError: Nothing is left for experts.
+            OutOfMemoryError: More VRAM is asked for than there is.
         """
         names = ("vram", "expert_budget", "slots")
         given = [name for name in names if getattr(self, name) is not None]
@@ -46,9 +53,22 @@ class MemorySpec:
             )
         if self.expert_budget is not None:
             return min(all_bytes, _parse("--expert-budget", self.expert_budget))
+        if self.slots is not None and self.slots.endswith("%"):
+            room = int(all_bytes * _share(self.slots))
+            equal = all_bytes == experts * largest_bytes
+            return round(room / largest_bytes) * largest_bytes if equal else room
         if self.slots is not None:
-            return min(all_bytes, _slots(self.slots, experts) * largest_bytes)
-        total = usable_bytes if self.vram is None else _parse("--vram", self.vram)
+            return min(all_bytes, _slots(self.slots) * largest_bytes)
+        if self.vram is not None:
+            total = _parse("--vram", self.vram)
+        elif usable_bytes is not None:
+            total = usable_bytes
+        else:
+            return all_bytes
+        if usable_bytes is not None and total > usable_bytes:
+            raise OutOfMemoryError(
+                f"--vram {self.vram}: the machine has {format_bytes(usable_bytes)} of usable VRAM"
+            )
         if total <= fixed.total_bytes:
             raise BudgetError(
                 f"{format_bytes(total)} of VRAM hold no experts: dense weights "
@@ -121,11 +141,16 @@ def plan(spec: MemorySpec, costs: CostModel, context_tokens: int) -> MemoryPlan:
         usable_bytes=usable,
     )
     result = MemoryPlan(usable, fixed.dense_bytes, fixed.kv_bytes, fixed.workspace_bytes, experts)
-    _check_fits(result, costs.profile)
+    _check_fits(result, costs.profile, shape.expert_bytes_total)
     return result
 
 
-def _check_fits(result: MemoryPlan, machine: HardwareProfile) -> None:
+def _check_fits(result: MemoryPlan, machine: HardwareProfile, all_experts_bytes: int) -> None:
+    if all_experts_bytes > machine.ram_bytes and result.expert_bytes < all_experts_bytes:
+        raise OutOfMemoryError(
+            f"{machine.name} has {format_bytes(machine.ram_bytes)} of RAM, and all experts take "
+            f"{format_bytes(all_experts_bytes)}; take a smaller format or a machine with more"
+        )
     if result.used_bytes > result.total_bytes:
         raise OutOfMemoryError(
             f"{machine.name} has {format_bytes(result.total_bytes)} of usable VRAM; dense weights "
@@ -136,18 +161,24 @@ def _check_fits(result: MemoryPlan, machine: HardwareProfile) -> None:
         )
 
 
-def _slots(text: str, experts: int) -> int:
-    """Return a number of slots, given as such or as a share of all experts."""
-    share = text.endswith("%")
-    try:
-        slots = round(experts * float(text[:-1]) / 100) if share else int(text)
-    except ValueError:
-        slots = 0
-    if slots < 1 or (share and slots > experts):
+def _slots(text: str) -> int:
+    """Return a number of slots."""
+    if not text.isdecimal() or int(text) < 1:
         raise InputError(
             f"--slots {text}: expected a number of experts such as 400, or a share such as 25%"
         )
-    return slots
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """Return a share of all experts, above 0 and at most 1."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InputError(f"--slots {text}: expected a share above 0% and at most 100%")
+    return share
 
 
 def _parse(option: str, text: str) -> int:

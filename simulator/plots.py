@@ -25,6 +25,18 @@ def plot_run(result: "RunResult", path: Path, *, dark: bool = False) -> None:
     draw(series_of(result), path, dark=dark)
 
 
+def check_suffix(path: Path) -> str:
+    """Return the format that a path's suffix names.
+
+    Raises:
+        InputError: It is none that can be drawn.
+    """
+    file_format = path.suffix.removeprefix(".").lower()
+    if file_format not in FORMATS:
+        raise InputError(f"{path}: a plot ends in one of {', '.join('.' + f for f in FORMATS)}")
+    return file_format
+
+
 def draw(series: RunSeries, path: Path, *, dark: bool = False) -> None:
     """Draw a run into a file, whole or not at all.
 
@@ -37,9 +49,7 @@ def draw(series: RunSeries, path: Path, *, dark: bool = False) -> None:
         InputError: The format is not one of those, the place cannot be written, or matplotlib is
             not installed.
     """
-    file_format = path.suffix.removeprefix(".").lower()
-    if file_format not in FORMATS:
-        raise InputError(f"{path}: a plot ends in one of {', '.join('.' + f for f in FORMATS)}")
+    file_format = check_suffix(path)
     try:
         import matplotlib as mpl  # noqa: PLC0415  an extra, and slow to import
         from matplotlib.figure import Figure  # noqa: PLC0415

@@ -11,10 +11,12 @@ A *spec* is one policy and its options, as on the command line::
 A policy is registered by existing: nothing is listed here.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -81,6 +83,16 @@ class PolicySpec:
         defaults = {name: option.default for name, option in options(self.cls).items()}
         own = self.cls.needs_for({**defaults, **self.options})
         return own | (self.inner.needs if self.inner else frozenset())
+
+    @property
+    def code_hash(self) -> str | None:
+        """SHA-256 of a stranger's module, which its name does not determine; None for ours."""
+        inner = self.inner.code_hash if self.inner else None
+        if self.cls.__module__.startswith("moesim."):
+            return inner
+        module = inspect.getmodule(self.cls)
+        source = inspect.getsource(module) if module is not None else self.cls.__qualname__
+        return hashlib.sha256(f"{source}{inner or ''}".encode()).hexdigest()
 
     @property
     def does(self) -> frozenset[str]:
@@ -199,7 +211,7 @@ def describe_kind(kind: Any) -> str:  # noqa: ANN401
 def _split(head: str) -> tuple[str, str]:
     """Split a spec into name and options; ``module:Class`` is a name, told by its capital."""
     parts = head.split(":")
-    is_stranger = len(parts) > 1 and parts[1][:1].isupper()
+    is_stranger = len(parts) > 1 and (parts[0].endswith(".py") or parts[1][:1].isupper())
     cut = 2 if is_stranger else 1
     return ":".join(parts[:cut]), ":".join(parts[cut:])
 
@@ -213,7 +225,7 @@ def _stranger(axis: Axis | Literal["policy"], name: str) -> type[Policy]:
             else importlib.import_module(place)
         )
     except ModuleNotFoundError as error:
-        raise InputError(f"{axis} policy {name}: {error}; is it installed?") from None
+        raise InputError(f"{_called(axis)} {name}: {error}; is it installed?") from None
     try:
         cls = getattr(module, attribute)
     except AttributeError:
@@ -222,14 +234,25 @@ def _stranger(axis: Axis | Literal["policy"], name: str) -> type[Policy]:
     return _check(axis, cls, name)
 
 
+def _called(axis: Axis | Literal["policy"]) -> str:
+    return "policy" if axis == "policy" else f"{axis} policy"
+
+
 def _module_of_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    unique = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{unique}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"{path}: line {error.lineno}: {error.msg}") from None
+    except ImportError as error:
+        raise InputError(f"{path}: {error}") from error
     return module
 
 
@@ -237,7 +260,7 @@ def _check(axis: Axis | Literal["policy"], cls: Any, name: str) -> type[Policy]:
     base = Policy if axis == "policy" else AXES[axis]
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise InputError(
-            f"{axis} policy {name}: expected a subclass of {base.__name__}, got {cls!r}"
+            f"{_called(axis)} {name}: expected a subclass of {base.__name__}, got {cls!r}"
         )
     return cls
 

@@ -42,7 +42,7 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
     if row["output_tokens_per_s"] is not None:
         yield "speed", f"{row['output_tokens_per_s']:.2f} output tokens/s"
     yield "demands", _demands(row)
-    yield "copied per token", _bytes_by_cause(row)
+    yield "copied", _bytes_by_cause(row)
     busy = ", ".join(
         f"{name} {row[f'{name}_busy_ns'] / row['span_ns'] * 100:.0f} %"
         for name in ("link", "gpu", "host", "cpu")
@@ -114,7 +114,8 @@ def _bytes_by_cause(row: Mapping[str, Any]) -> str:
         )
         if row[key]
     ]
-    return f"{format_bytes(row['bytes_total'] // tokens)} ({', '.join(parts) or 'nothing'})"
+    what = ", ".join(parts) or "nothing"
+    return f"{format_bytes(row['bytes_total'] // tokens)} per prompt or output token ({what})"
 
 
 def _vram(row: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ may leave.
 
 from collections.abc import Iterator, Sequence
 
+from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.errors import BudgetError
 from moesim.simulator.terms import Place, Tier
 
@@ -126,9 +127,11 @@ class Residency:
         for layer, size in enumerate(self.size_L):
             room = max(self.cache_L[layer].capacity_bytes, self.staging.capacity_bytes)
             if room < top_k * size:
+                least = top_k * (sum(self.size_L) if quotas_L is not None else max(self.size_L))
                 raise BudgetError(
-                    f"an expert budget of {budget_bytes} bytes leaves {room} for layer {layer}, "
-                    f"whose {top_k} experts of one token need {top_k * size}: give more memory"
+                    f"an expert budget of {format_bytes(budget_bytes)} leaves {format_bytes(room)} "
+                    f"for layer {layer}, whose {top_k} experts of one token need "
+                    f"{format_bytes(top_k * size)}; this cache needs {format_bytes(least)} at least"
                 )
 
     def size(self, expert: int) -> int:

@@ -190,26 +190,37 @@ def write_text(path: Path, text: str) -> None:
         raise InputError(f"{path}: {error.strerror}") from None
 
 
+def check_csv(path: Path) -> None:
+    """Check that a row can be appended to a file, so that nobody learns it after the run.
+
+    Raises:
+        InputError: The file is not one of ours, or is of another version.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        if lines.readline().rstrip("\n") != ",".join(FIELDS):
+            raise InputError(
+                f"{path}: line 1 is not the header of results version {SCHEMA_VERSION}; "
+                "append to another file"
+            )
+
+
 def append_csv(path: Path, row: Row) -> None:
     """Append a row to a CSV file, which begins with the schema's header.
 
     Raises:
-        InputError: The file is not one of ours, or is of another version; it is left as it is.
+        InputError: The file is not one of ours, or cannot be written; it is left as it is.
     """
-    header = ",".join(FIELDS)
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(["" if v is None else v for v in row.values()])
+    check_csv(path)
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
     try:
-        is_new = not path.exists() or path.stat().st_size == 0
-        if not is_new:
-            with path.open(encoding="utf-8") as lines:
-                if lines.readline().rstrip("\n") != header:
-                    raise InputError(
-                        f"{path}: line 1 is not the header of results version {SCHEMA_VERSION}; "
-                        "append to another file"
-                    )
-        with path.open("a", encoding="utf-8") as lines:
-            lines.write((header + "\n" if is_new else "") + buffer.getvalue())
+        if not path.exists() or path.stat().st_size == 0:
+            lines.writerow(FIELDS)
+        lines.writerow(["" if value is None else value for value in row.values()])
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runtime
@@ -19,7 +20,7 @@ from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_simpy import SimpyEngine
-from moesim.simulator.errors import CapabilityError, InputError
+from moesim.simulator.errors import CapabilityError, InputError, PolicyError
 from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.ledger import Counts, Timings, check
 from moesim.simulator.machine import Span
@@ -122,6 +123,8 @@ def resolve_shape(spec: RunSpec) -> tuple[CostShape, list[str]]:
     """
     trace = spec.trace
     header = trace.header
+    if spec.cost_of is not None and spec.model is not None:
+        raise InputError(f"give --model {spec.model} or --cost-of {spec.cost_of}, not both")
     named = spec.cost_of or spec.model
     if named is not None:
         shape = _load_model(named)
@@ -230,7 +233,9 @@ class Prepared:
             "hardware": self.machine.model_dump(mode="json"),
             "runtime": self.runtime.model_dump(mode="json"),
             "shape": repr(self.costs.shape),
+            "moesim": version("moesim"),
             "policies": {axis: policy.text for axis, policy in sorted(self.policies.items())},
+            "code": {axis: policy.code_hash for axis, policy in sorted(self.policies.items())},
             "system": spec.system,
             "expert_budget_bytes": self.memory.expert_bytes,
             "engine": spec.engine,
@@ -303,11 +308,29 @@ class Prepared:
     def actions(self, counts: Counts) -> Actions:
         """Return the means that a run's policies had, which its bounds allow."""
         does = frozenset().union(*(policy.does for policy in self.policies.values()))
+        if counts.cpu_experts and "cpu_experts" not in does:
+            name = self.policies["schedule"].cls.__name__
+            raise PolicyError(
+                f"{name} runs experts on the CPU and does not say so; give the class "
+                'does = frozenset({"cpu_experts"})'
+            )
         return Actions(
             prefetch="prefetch" in does,
             cpu_experts="cpu_experts" in does,
             initial=counts.bytes_initial > 0,
         )
+
+    def _caveats(self, counts: Counts) -> list[str]:
+        """Return what the model of the machine leaves out and a reader of this run must know."""
+        caveats = []
+        if counts.cpu_experts and counts.copies:
+            caveats.append(
+                "CPU experts are charged the DRAM's rate without copies beside them; where both "
+                "run they share it"
+            )
+        if self.machine.gpus > 1:
+            caveats.append(f"one of the machine's {self.machine.gpus} GPUs is used")
+        return caveats
 
     def _result(
         self, controller: Controller, timings: Timings, spans: list[Span] | None
@@ -364,7 +387,7 @@ class Prepared:
             "over_bound": round(mean_ms / bound_ms, 6) if mean_ms and bound_ms else None,
             "evidence": self.costs.evidence_for(busy),
             "band": round(self.costs.band_for(busy), 6),
-            "notes": "; ".join([*self.notes, *notes, *limit.notes]),
+            "notes": "; ".join([*self.notes, *self._caveats(counts), *notes, *limit.notes]),
         }
         return RunResult(
             ordered(row), counts, timings, tokens, limit, memory, spans, controller.log

@@ -100,7 +100,8 @@ def learn_upcycled(
     """
     shape = replace(REFERENCE, layers=options.layers)
     torch.manual_seed(options.seed)
-    dense: Model = transformers.Qwen3MoeForCausalLM(make_config(dense_shape(shape))).to(device)
+    make: Any = transformers.Qwen3MoeForCausalLM
+    dense: Model = make(make_config(dense_shape(shape))).to(device)
     use_dense_experts(dense)
     half = options.steps // 2 * options.batch_rows
     trainer = Trainer(dense, rate=options.rate, compiled=options.compile)

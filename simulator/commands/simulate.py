@@ -110,18 +110,26 @@ def simulate(
         print_result(result)
 
 
-def _check_outputs(json_out: str | None, *paths: Path | None) -> None:
+def _check_outputs(
+    json_out: str | None, csv_out: Path | None, timeline: Path | None, plot: Path | None
+) -> None:
     """Refuse an output that cannot be written before the run, not after it."""
     from moesim.simulator.errors import InputError
 
-    targets = [
-        path for path in (*paths, Path(json_out) if json_out not in (None, "-") else None) if path
-    ]
-    for target in targets:
+    json_path = Path(json_out) if json_out not in (None, "-") else None
+    for target in filter(None, (json_path, csv_out, timeline, plot)):
         if not target.absolute().parent.is_dir():
             raise InputError(f"{target}: there is no folder {target.parent}; make it first")
         if target.is_dir():
             raise InputError(f"{target}: is a folder; name a file")
+    if csv_out is not None:
+        from moesim.simulator.results import check_csv
+
+        check_csv(csv_out)
+    if plot is not None:
+        from moesim.simulator.plots import check_suffix
+
+        check_suffix(plot)
 
 
 def _write(

@@ -168,7 +168,7 @@ class CostShape:
         fixed_bytes = self.resident_bytes - sum(layer.dense_bytes for layer in self.layers)
         return replace(
             self,
-            name=f"{self.name}, sizes of the trace",
+            name=f"{self.name.split()[0]}, sizes of the trace",
             layers=layers,
             resident_bytes=fixed_bytes + sum(layer.dense_bytes for layer in layers),
         )

@@ -2,20 +2,15 @@
 
 `check_policy` serves tiny traces under the adversarial driver, with plain companions and with bad
 ones, at the tightest budget that the policy accepts and at a roomy one; the `Witness` checks laws
-1 to 6 on the way. Then it looks at the policy as such: documented options, answers that depend on
-nothing but what it was told, ties broken by age and not by name.
+1 to 6 on the way. Then it holds the policy to its own promises (``promises.py``).
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter_ns
 
-import numpy as np
-
 from moesim.simulator import registry
-from moesim.simulator.controller import Controller
 from moesim.simulator.errors import (
     BudgetError,
     CapabilityError,
@@ -24,37 +19,21 @@ from moesim.simulator.errors import (
     PolicyError,
     UnknownNameError,
 )
-from moesim.simulator.messages import Copy, Fact, LayerRouted
-from moesim.simulator.policies.base import CachePolicy, Policy
+from moesim.simulator.messages import Fact, LayerRouted
+from moesim.simulator.policies.base import Policy
 from moesim.simulator.registry import AXES, Axis, PolicySpec
 from moesim.simulator.runs import GRANTS, Prepared
-from moesim.simulator.testing.adversary import seeded
-from moesim.simulator.testing.companions import KEEP_AT_RANDOM, SPLIT_AT_RANDOM, WISH_AT_RANDOM
-from moesim.simulator.testing.small_runs import (
-    AnyPolicy,
-    adversarial,
-    as_spec,
-    counted,
-    decisions,
-    logged,
-    small_run,
+from moesim.simulator.testing.promises import (
+    check_nothing_shared,
+    check_options,
+    check_same_answers,
+    check_tie_order,
+    check_timing_free,
 )
-from moesim.simulator.testing.tiny import rename_experts, tiny_trace
+from moesim.simulator.testing.settings import BAD, PLAIN, driven, run_beside
+from moesim.simulator.testing.small_runs import AnyPolicy, as_spec, counted
+from moesim.simulator.testing.tiny import tiny_trace
 from moesim.traces import RoutingTrace
-
-# L MoE layers, E experts of a layer.
-
-PROFILE_TOKENS = 400
-PLAIN: Mapping[Axis, AnyPolicy] = {
-    "cache": "lru",
-    "prefetch": "none",
-    "schedule": "resident_first",
-}
-BAD: Mapping[Axis, PolicySpec] = {
-    "cache": KEEP_AT_RANDOM,
-    "prefetch": WISH_AT_RANDOM,
-    "schedule": SPLIT_AT_RANDOM,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +95,7 @@ def check_policy(
             f"{spec.text} reads {sorted(lacking)}, which the trace of check_policy lacks; give one "
             "that has it: check_policy(policy, trace=...)"
         )
-    _check_options(spec)
+    check_options(spec)
     slots = _tightest(spec, trace)
     runs = _drive_every_way(spec, trace, slots, seeds)
     skipped = []
@@ -129,11 +108,11 @@ def check_policy(
             runs += _drive_every_way(spec, flat_trace, flat_slots, seeds)
     roomy = _roomy(slots, trace)
     with _naming(spec, f"{roomy} slots"):
-        _check_same_answers(spec, trace, roomy)
-        _check_nothing_shared(spec, trace, roomy)
-        skipped += _check_timing_free(spec, trace, roomy)
-        skipped += _check_tie_order(spec, trace, roomy)
-        us_per_event = _us_per_event(_run(spec, trace, PLAIN, roomy, 0))
+        check_same_answers(spec, trace, roomy)
+        check_nothing_shared(spec, trace, roomy)
+        skipped += check_timing_free(spec, trace, roomy)
+        skipped += check_tie_order(spec, trace, roomy)
+        us_per_event = _us_per_event(run_beside(spec, trace, PLAIN, roomy, 0))
     return PolicyReport(spec.text, axis, slots, runs, us_per_event, tuple(skipped))
 
 
@@ -144,7 +123,7 @@ def _drive_every_way(spec: PolicySpec, trace: RoutingTrace, slots: int, seeds: i
         for room in sorted({slots, _roomy(slots, trace)}):
             for seed in range(seeds):
                 with _naming(spec, f"{room} slots, seed {seed}, {_beside(spec.axis, setting)}"):
-                    _drive(_run(spec, trace, setting, room, seed), seed)
+                    driven(run_beside(spec, trace, setting, room, seed), seed)
                     runs += 1
     return runs
 
@@ -177,27 +156,6 @@ def _beside(axis: Axis, setting: Mapping[Axis, AnyPolicy]) -> str:
     return f"with {' and '.join(names)}"
 
 
-def _run(
-    spec: PolicySpec, trace: RoutingTrace, setting: Mapping[Axis, AnyPolicy], slots: int, seed: int
-) -> Prepared:
-    chosen = {**setting, spec.axis: spec}
-    return small_run(
-        trace,
-        cache=chosen["cache"],
-        prefetch=chosen["prefetch"],
-        schedule=chosen["schedule"],
-        slots=slots,
-        window_bytes=1 if seed % 2 else None,  # prefetches one by one, or as many as fit
-        seed=seed,
-    )
-
-
-def _drive(run: Prepared, seed: int) -> list[tuple[object, ...]]:
-    driver = adversarial(run, seeded(seed))
-    driver.run()
-    return decisions(driver.commands)
-
-
 @contextmanager
 def _naming(spec: PolicySpec, where: str) -> Iterator[None]:
     """Let every error say of which policy and setting it is; a policy's own become PolicyErrors."""
@@ -219,123 +177,12 @@ def _tightest(spec: PolicySpec, trace: RoutingTrace) -> int:
     for slots in range(trace.top_k, 2 * most):
         try:
             for setting in (PLAIN, BAD):
-                _run(spec, trace, setting, slots, 0).controller()
+                run_beside(spec, trace, setting, slots, 0).controller()
         except BudgetError as error:
             refusal = error
         else:
             return slots
     raise PolicyError(f"{spec.text} accepts no budget, not even twice the model: {refusal}")
-
-
-def _check_options(spec: PolicySpec) -> None:
-    """Check that the class and each of its options are documented and have defaults."""
-    cls = spec.cls
-    text = cls.__doc__ or ""
-    assert text.strip(), f"{cls.__name__} has no docstring"
-    for name, option in registry.options(cls).items():
-        assert option.default is not inspect.Parameter.empty, (
-            f"{cls.__name__}: option {name} has no default"
-        )
-        assert f"{name}:" in text, f"{cls.__name__}: option {name} is not in the docstring's Args"
-
-
-def _check_same_answers(spec: PolicySpec, trace: RoutingTrace, slots: int) -> None:
-    """Check that two fresh objects answer alike, and a fresh controller fed a log too."""
-    for setting in (PLAIN, BAD):
-        run = _run(spec, trace, setting, slots, 1)
-        first, second = (run.controller(keep_log=True) for _ in range(2))
-        adversarial(run, seeded(1), controller=first).run()
-        adversarial(run, seeded(1), controller=second).run()
-        assert logged(first) == logged(second), "two fresh objects do not answer alike"
-        assert first.log is not None
-        again = run.controller()
-        again.initial()
-        for facts, now_ns, commands in first.log:
-            assert again.handle(facts, now_ns) == commands, "fed the log of a run it answers else"
-
-
-def _check_nothing_shared(spec: PolicySpec, trace: RoutingTrace, slots: int) -> None:
-    """Check that two runs, call by call in turn, answer as they do alone."""
-    runs = [_run(spec, trace, BAD, slots, seed) for seed in (0, 1)]
-    alone = [_drive(run, seed) for seed, run in enumerate(runs)]
-    drivers = [adversarial(run, seeded(seed)) for seed, run in enumerate(runs)]
-    playing = [driver.play() for driver in drivers]
-    while playing:
-        playing = [play for play in playing if next(play, "over") is None]
-    together = [decisions(driver.commands) for driver in drivers]
-    assert together == alone, "two objects share state: run in turn they answer otherwise"
-
-
-def _check_timing_free(spec: PolicySpec, trace: RoutingTrace, slots: int) -> list[str]:
-    """Check the claim that decisions depend on the order of demands alone."""
-    if not spec.timing_free:
-        return ["timing: the class says that it looks at times"]
-    run = _run(spec, trace, PLAIN, slots, 2)
-    expected = decisions(logged(counted(run)))
-    for seed in range(3):
-        assert _drive(run, seed) == expected, "timing_free, and yet times change its decisions"
-    return []
-
-
-def _check_tie_order(spec: PolicySpec, trace: RoutingTrace, slots: int) -> list[str]:
-    """Check that renaming the experts of each layer renames what a cache policy gives up.
-
-    So ties in a score are broken by age, never by name. Popularities of the profile trace are all
-    distinct here, since between equals that were never touched the name may decide.
-    """
-    if not issubclass(spec.cls, CachePolicy):
-        return []
-    if "transitions" in spec.needs:
-        return ["tie order: pairs of equal transition counts are ordered by name"]
-    rng = np.random.default_rng(0)
-    new_LE = np.stack([rng.permutation(trace.experts) for _ in range(trace.layers)])
-    profile = _distinct_profile(trace) if "profile" in spec.needs else None
-    run = _run(spec, trace, PLAIN, slots, 3)
-    run.spec = replace(run.spec, profile_trace=profile)
-    renamed = _run(spec, rename_experts(trace, new_LE), PLAIN, slots, 3)
-    if profile is not None:
-        renamed.spec = replace(renamed.spec, profile_trace=rename_experts(profile, new_LE))
-    if _drew(counted(run)):
-        return ["tie order: the policy draws from its random stream"]
-    new = (new_LE + np.arange(trace.layers)[:, None] * trace.experts).ravel().tolist()
-    placed = {new[expert] for expert in run.controller().initial()}
-    if placed != set(renamed.controller().initial()):
-        return ["tie order: the policy places experts by name before the start"]
-    expected = [new[expert] for expert in _copied(run)]
-    assert expected == _copied(renamed), (
-        "renaming experts changes what is evicted: a tie is broken by name, not by age"
-    )
-    return []
-
-
-def _copied(run: Prepared) -> list[int]:
-    """Return the experts copied, in order: what was evicted shows in what is copied again."""
-    return [command.expert for command in logged(counted(run)) if isinstance(command, Copy)]
-
-
-def _drew(controller: Controller) -> bool:
-    """Return whether the cache policy has drawn from its random stream."""
-    policy = controller._cache  # noqa: SLF001  no driver ever asks for it
-    untouched = np.random.default_rng(np.random.SeedSequence(3).spawn(3)[0])
-    return bool(policy.run.rng.bit_generator.state != untouched.bit_generator.state)
-
-
-def _distinct_profile(trace: RoutingTrace) -> RoutingTrace:
-    """Return a trace of the same shape in which no two experts are equally popular."""
-    seed = 0
-    while True:
-        profile = tiny_trace(
-            layers=trace.layers,
-            experts=trace.experts,
-            top_k=trace.top_k,
-            decode_tokens=PROFILE_TOKENS,
-            seed=seed,
-        )
-        offsets_L1 = np.arange(trace.layers)[:, None] * trace.experts
-        counts = np.bincount((profile.expert_TLK + offsets_L1).ravel())
-        if len(np.unique(counts)) == trace.layers * trace.experts:
-            return profile
-        seed += 1
 
 
 def _us_per_event(run: Prepared) -> float:

@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("torch", reason="the recorder runs a real model")
 pytest.importorskip("transformers", reason="the recorder runs a transformers model")
 
-from moesim.backends import pieces  # noqa: E402 - after the skip
-from moesim.backends.generation import Request, Sampling  # noqa: E402 - after the skip
-from moesim.backends.pieces import record_in_pieces  # noqa: E402 - after the skip
-from moesim.backends.recorder import Origin, Recording  # noqa: E402 - after the skip
-from moesim.backends.signals import SPECS  # noqa: E402 - after the skip
-from moesim.simulator.errors import InputError  # noqa: E402 - after the skip
-from moesim.traces import load  # noqa: E402 - after the skip
+from moesim.backends import pieces
+from moesim.backends.generation import Request, Sampling
+from moesim.backends.pieces import record_in_pieces
+from moesim.backends.recorder import Origin, Recording
+from moesim.backends.signals import SPECS
+from moesim.simulator.errors import InputError
+from moesim.traces import load
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_piece_that_is_whole_is_not_recorded_again(recording: Recording, tmp_p
     target = tmp_path / "t.safetensors"
     with pytest.raises(Killed):
         record_in_pieces(recording, target, killed_after(9))
-    assert 2 == len(list((tmp_path / "t.safetensors.parts").glob("*.safetensors")))
+    assert len(list((tmp_path / "t.safetensors.parts").glob("*.safetensors"))) == 2
     seen: list[int] = []
     record_in_pieces(recording, target, seen.append)
     assert len(seen) == 2 + 2 * 4

@@ -170,6 +170,41 @@ def test_look_ahead_is_another_layers_router_on_this_layers_residual(
             np.testing.assert_allclose(best.values.numpy(), score_TM, atol=1e-3)
 
 
+def test_look_out_starts_at_the_layers_output_and_wraps(make_model: MakeModel) -> None:
+    """After the last layer it asks the first layers, with the last layer's output."""
+    model = make_model("Olmoe")
+    layers = find_moe(model).layers
+    trace = record_all(model)
+    outputs: list[Any] = []
+    handle = layers[2].decoder_layer.register_forward_hook(
+        lambda module, args, output: outputs.append(output)  # noqa: ARG005 - torch's signature
+    )
+    with torch.no_grad():
+        model(torch.tensor([PROMPTS[0]]))
+        handle.remove()
+        for horizon, target in ((1, 0), (2, 1)):
+            probs_TE = layers[target].router(layers[target].norm(outputs[0]))[0].softmax(dim=-1)
+            best = probs_TE.topk(6, dim=-1)
+            found_TM = trace.signals["look_out_TLHM"][:7, 2, horizon - 1]
+            np.testing.assert_array_equal(best.indices.numpy(), found_TM)
+            score_TM = trace.signals["look_out_score_TLHM"][:7, 2, horizon - 1]
+            np.testing.assert_allclose(best.values.numpy(), score_TM, atol=1e-3)
+
+
+def test_hidden_states_are_the_residual_after_attention(make_model: MakeModel) -> None:
+    """Each row of a layer is what goes into its post-attention norm, in float16."""
+    model = make_model("Qwen3Moe")
+    trace = record_all(model)
+    seen: list[Any] = []
+    norm = find_moe(model).layers[1].norm
+    norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))  # noqa: ARG005 - torch's signature
+    with torch.no_grad():
+        model(torch.tensor([PROMPTS[0]]))
+    np.testing.assert_allclose(
+        seen[0][0].numpy(), trace.signals["hidden_TLD"][:7, 1], rtol=2e-3, atol=2e-3
+    )
+
+
 def test_embeddings_are_means_over_the_step(make_model: MakeModel) -> None:
     """Prompt rows carry the prompt's mean, decode rows their own token's embedding."""
     model = make_model("Qwen3Moe")

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the reference model's package is for machines with torch")
 
-from moesim.backends.reference.report import (  # noqa: E402 - after the skip
+from moesim.backends.reference.report import (
     END,
     START,
     WEIGHTS,

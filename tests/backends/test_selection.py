@@ -96,7 +96,7 @@ def test_forced_to_the_recorded_ids_the_routers_say_the_recorded_logits(
 
 
 def test_other_ids_give_other_logits(make_model: MakeModel) -> None:
-    """The check above would notice: with the experts of one layer exchanged, the next one differs."""
+    """The check above would notice: with one layer's experts exchanged, the next one differs."""
     model = make_model("Mixtral")
     trace, parts = recorded(model), find_moe(model)
     rows = trace.request_T == 0

@@ -61,7 +61,7 @@ def test_an_upcycled_model_begins_as_the_dense_one() -> None:
     with torch.no_grad():
         torch.testing.assert_close(moe(text).logits, dense(text).logits, rtol=1e-4, atol=1e-5)
     parts = find_moe(moe)
-    assert (8, 3) == (parts.experts, parts.top_k)
+    assert (parts.experts, parts.top_k) == (8, 3)
     assert parts.layers[0].router.weight.std() > 0
 
 

@@ -1,11 +1,14 @@
 """Law 12: a faster link is never slower, and more room never misses more, where that must hold."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import shapes, traces
 
-from moesim.simulator.testing import counted, small_run
+from moesim.simulator.messages import Copy
+from moesim.simulator.testing import counted, logged, small_run
 from moesim.traces import RoutingTrace
 
 
@@ -43,6 +46,22 @@ def test_more_slots_never_miss_more(policy: str, data: st.DataObject, shape) -> 
         for slots in range(shape.top_k, shape.experts + 1)
     ]
     assert misses == sorted(misses, reverse=True)
+
+
+@given(st.data(), shapes(layers=4))
+def test_more_slots_never_miss_more_in_any_layer(data: st.DataObject, shape) -> None:
+    """A larger global LRU holds all that a smaller one does, so no layer of several misses more."""
+    trace = data.draw(traces(shape, prompt_tokens=0, decode_tokens=8))
+    slots = data.draw(st.integers(shape.top_k, shape.top_k * shape.layers + 2))
+    fewer, more = (
+        Counter(
+            command.expert // shape.experts
+            for command in logged(counted(small_run(trace, slots=room)))
+            if isinstance(command, Copy)
+        )
+        for room in (slots, slots + 1)
+    )
+    assert all(more[layer] <= fewer[layer] for layer in range(shape.layers))
 
 
 def test_fifo_is_no_stack_policy() -> None:

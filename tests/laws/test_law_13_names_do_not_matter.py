@@ -6,8 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import shapes, traces
 
-from moesim.simulator.messages import Copy
-from moesim.simulator.testing import counted, logged, rename_experts, small_run, tiny_trace
+from moesim.simulator import registry
+from moesim.simulator.ledger import Counts, Timings
+from moesim.simulator.messages import Copy, Run
+from moesim.simulator.registry import Axis
+from moesim.simulator.runs import Prepared
+from moesim.simulator.testing import (
+    counted,
+    engine,
+    logged,
+    rename_experts,
+    small_run,
+    tiny_trace,
+)
 
 BY_AGE = ["lru", "lru:scope=per_layer", "fifo", "lfu", "lfu:count=lifetime", "lfru", "transient"]
 
@@ -44,6 +55,38 @@ def test_renaming_changes_no_time(cache: str) -> None:
         for t in (trace, rename_experts(trace, new_LE))
     ]
     assert ends[0] == ends[1]
+
+
+BY_DEMAND_OR_SIGNAL = [("prefetch", "next_gate"), ("prefetch", "oracle:recall=0.6")] + [
+    ("schedule", name) for name in registry.names("schedule")
+]
+
+
+@pytest.mark.parametrize(("axis", "text"), BY_DEMAND_OR_SIGNAL)
+def test_renaming_renames_prefetches_and_plans(axis: Axis, text: str) -> None:
+    """Copies ahead and runs are of the renamed experts too; every count and time is the same."""
+    trace = tiny_trace()
+    rng = np.random.default_rng(7)
+    new_LE = np.stack([rng.permutation(trace.experts) for _ in range(trace.layers)])
+    new = (new_LE + np.arange(trace.layers)[:, None] * trace.experts).ravel().tolist()
+    run = small_run(trace, slots=9, **{axis: text})
+    renamed = small_run(rename_experts(trace, new_LE), slots=9, **{axis: text})
+    moves, counts, timings = result(run)
+    assert counts.demands > 0
+    expected = [tuple(new[expert] for expert in experts) for experts in moves]
+    assert (expected, counts, timings) == result(renamed)
+
+
+def result(run: Prepared) -> tuple[list[tuple[int, ...]], Counts, Timings]:
+    """Return which experts were copied and run, in order, then counts and times."""
+    controller = run.controller(keep_log=True)
+    timings = engine(run, controller).run()
+    moves = [
+        (command.expert,) if isinstance(command, Copy) else command.experts
+        for command in logged(controller)
+        if isinstance(command, Copy | Run)
+    ]
+    return moves, controller.counts, timings
 
 
 def test_expert_three_of_layer_zero_is_not_that_of_layer_two() -> None:

@@ -1,7 +1,8 @@
 """Law 15: a global LRU of at most (L-1)·k slots hits exactly nothing in decode at batch 1."""
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import shapes, traces
 
 from moesim.simulator.testing import counted, small_run
 from moesim.traces import synthetic
@@ -23,6 +24,15 @@ def test_below_one_token_s_footprint_nothing_is_hit(layers: int, top_k: int, see
     counts = counted(small_run(trace, slots=(layers - 1) * top_k)).counts
     assert counts.hits == 0
     assert counts.misses == layers * top_k * 20
+
+
+@given(st.data(), shapes(layers=4))
+def test_below_the_footprint_no_trace_hits_in_decode(data: st.DataObject, shape) -> None:
+    """So it is on any trace, prompts before it included, and in any smaller cache."""
+    assume(shape.layers > 1)
+    trace = data.draw(traces(shape))
+    slots = data.draw(st.integers(shape.top_k, (shape.layers - 1) * shape.top_k))
+    assert counted(small_run(trace, slots=slots)).counts.decode_hits == 0
 
 
 def test_at_one_token_s_footprint_the_same_trace_hits() -> None:

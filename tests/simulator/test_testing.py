@@ -54,21 +54,10 @@ def variants() -> Iterator[tuple[Axis, str]]:
                     yield axis, f"{name}:{option.name}={value}{inner}"
 
 
-BYPASS_CRASHES = pytest.mark.xfail(
-    reason="belady:admit=bypass looks for misses in an event that had none", strict=True
-)
-
-
-@pytest.mark.parametrize(
-    ("axis", "text"),
-    [
-        pytest.param(axis, text, marks=BYPASS_CRASHES if text == "belady:admit=bypass" else ())
-        for axis, text in variants()
-    ],
-)
+@pytest.mark.parametrize(("axis", "text"), [*variants()])
 def test_every_way_to_set_an_option_passes(axis: Axis, text: str) -> None:
     """So does each built-in policy with another value of any option that has a few."""
-    assert check_policy(text, axis, seeds=3).axis == axis
+    assert check_policy(text, axis, seeds=2).axis == axis
 
 
 class First(CachePolicy):
@@ -228,7 +217,7 @@ def test_the_policy_that_those_derive_from_passes() -> None:
 
 
 def test_a_trace_without_the_signal_is_refused_by_name() -> None:
-    """A policy whose signal the trace lacks is no fault of the policy: the error names the signal."""
+    """A signal that the trace lacks is no fault of the policy: the error names the signal."""
     trace = synthetic.uniform(seed=0, horizons=0)
     with pytest.raises(CapabilityError, match="look_in_TLHM"):
         check_policy("next_gate", trace=trace)
@@ -253,7 +242,7 @@ def test_a_wrong_name_lists_the_right_ones() -> None:
 
 
 def test_the_tiny_trace_is_what_it_says() -> None:
-    """It is valid, always the same, of two tasks, and has every signal that built-in policies read."""
+    """It is valid, always the same, of two tasks, with every signal that our policies read."""
     trace = tiny_trace()
     trace.validate("tiny")
     assert trace.content_hash() == tiny_trace().content_hash()

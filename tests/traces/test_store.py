@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from moesim.traces import RoutingTrace, TraceError, iter_requests, load, read, synthetic, write
+from moesim.traces.store import join
 
 SUFFIXES = (".safetensors", ".npz")
 
@@ -206,3 +207,31 @@ def test_where_a_trace_cannot_go_is_told(trace: RoutingTrace, tmp_path: Path) ->
         write(trace, tmp_path / "t.csv")
     with pytest.raises(TraceError, match=r"no folder .*nowhere; make it first"):
         write(trace, tmp_path / "nowhere" / "t.npz")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_pieces_join_to_what_they_were_cut_from(
+    trace: RoutingTrace, suffix: str, tmp_path: Path
+) -> None:
+    """Written request by request and joined, a trace has the bytes of the one written at once."""
+    pieces = []
+    for number, piece in enumerate(iter_requests(trace)):
+        pieces.append(tmp_path / f"{number}.safetensors")
+        write(piece, pieces[-1])
+    joined, whole = tmp_path / f"joined{suffix}", tmp_path / f"whole{suffix}"
+    join(pieces, joined)
+    write(trace, whole)
+    assert read(whole).content_hash() == read(joined).content_hash()
+    assert whole.read_bytes() == joined.read_bytes()
+
+
+def test_pieces_of_different_recordings_do_not_join(trace: RoutingTrace, tmp_path: Path) -> None:
+    """Another header is told with the file that has it; nothing is written."""
+    other = replace(trace, header=trace.header.model_copy(update={"model": "another"}))
+    write(trace, tmp_path / "a.safetensors")
+    write(other, tmp_path / "b.safetensors")
+    with pytest.raises(TraceError, match=r"b.safetensors: header: differs from"):
+        join([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / "c.npz")
+    with pytest.raises(TraceError, match="there are none"):
+        join([], tmp_path / "c.npz")
+    assert not (tmp_path / "c.npz").exists()

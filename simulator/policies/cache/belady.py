@@ -69,7 +69,7 @@ class Belady(CachePolicy):
         """Return whether the expert is worth its room."""
         if not self._staging_bytes:
             return Verdict.KEEP
-        if self._touched.get(expert) == view.event:
+        if self._event == view.event and expert in self._misses:
             if self._kept is None:
                 self._kept = self._worth_keeping(self._misses, view)
             keeps = expert in self._kept

@@ -80,7 +80,7 @@ def test_the_table_names_what_a_person_looks_for(simulate):
         "TTFT",
         "speed",
         "demands",
-        "copied per token",
+        "copied",
         "busy",
         "peak VRAM",
         "bound",

@@ -166,5 +166,5 @@ def test_belady_with_bypass_keeps_what_comes_sooner() -> None:
 def test_a_budget_below_one_tokens_experts_is_refused() -> None:
     """No policy runs where the experts of one token of one layer have no room."""
     for name in ("lru", "transient", "belady:admit=bypass", "static:order=front"):
-        with pytest.raises(BudgetError, match="give more memory"):
+        with pytest.raises(BudgetError, match="at least|needs less"):
             small_run(tiny_trace(top_k=3), cache=name, slots=2).controller()
