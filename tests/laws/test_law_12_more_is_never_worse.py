@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import shapes, traces
 
@@ -37,6 +37,7 @@ def test_a_faster_link_is_never_slower(data: st.DataObject, shape, slow: int, ex
 
 
 @pytest.mark.parametrize("policy", ["lru", "belady"])
+@settings(max_examples=25)  # each serves its trace at every size of the cache
 @given(st.data(), shapes(layers=1, experts=8, top_k=3))
 def test_more_slots_never_miss_more(policy: str, data: st.DataObject, shape) -> None:
     """In one layer, LRU and Belady are stack policies: every slot more keeps every hit."""
