@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PARTS := simulator backends hardware_profiles traces validation
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev format lint types imports check test laws bench clean
+.PHONY: help demo dev format lint types imports check test bench reference-report traces clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
 
 $(BIN)/moesim: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,12 @@ test: dev  ## the tests, in parallel
 
 bench: dev  ## benchmarks (never part of the tests)
 	$(BIN)/python benchmarks/run.py
+
+reference-report: dev  ## the reference model's gates, beside the untrained model
+	$(BIN)/python -m moesim.backends.reference.report
+
+traces: dev  ## train the twins and record 1,000 prompts each (a GPU; CORPORA="DIR DIR")
+	$(BIN)/python -m moesim.backends.reference.twins $(CORPORA) -o build/twins --batch-rows 32
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) .types build dist *.egg-info

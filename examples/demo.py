@@ -4,11 +4,13 @@ The trace was recorded from a small model that this project trained; the costs a
 Mixtral-8x7B in int4 on an RTX 4090, which the tables say. Nothing is downloaded.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-TRACE = Path(__file__).parents[1] / "traces" / "samples" / "reference-12x32.npz"
+ROOT = Path(__file__).resolve().parents[1]
+TRACE = Path("traces/samples/reference-12x32.npz")
 OUT = Path("demo")
 
 RUNS = (
@@ -19,6 +21,7 @@ RUNS = (
 
 def main() -> int:
     """Replay the trace under two systems and say where the files are."""
+    os.chdir(ROOT)
     OUT.mkdir(exist_ok=True)
     csv = OUT / "results.csv"
     csv.unlink(missing_ok=True)
