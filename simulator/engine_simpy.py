@@ -106,16 +106,14 @@ class SimpyEngine:
         self._compute = compute
         self._ask_ns = ask_ns or {}
         self._on_step = on_step
-        self._env = env = simpy.Environment()
-        self._gpu = Server(env, "gpu", self._kernel_ns, self._ring, self.spans)
-        self._cpu = Server(env, "cpu", lambda job, _: job.ns, self._ring, self.spans)
-        self._answerer = Server(env, "asks", lambda job, _: job.ns, self._ring, self.spans)
+        self._env = simpy.Environment()
+        self._gpu = Server("gpu", self._kernel_ns, self.spans)
+        self._cpu = Server("cpu", lambda job, _: job.ns, self.spans)
+        self._answerer = Server("asks", lambda job, _: job.ns, self.spans)
         self._engines = {
             kind: Server(
-                env,
                 kind,
                 self._copy_ns(kind),
-                self._ring,
                 self.spans,
                 is_observed=kind == "h2d" and costs.slow_down_ppm > 0,
             )
@@ -136,8 +134,7 @@ class SimpyEngine:
             Reroute: self._nothing,
         }
         self._host_free_ns = 0
-        self._bell: simpy.Event | None = None
-        self._bell_for: Job | None = None
+        self._is_committed = False
         self._jobs: dict[
             int, Job
         ] = {}  # copies and runs by number, as long as a command may name them
@@ -256,33 +253,40 @@ class SimpyEngine:
                 break
             else:
                 yield from self._wait(job)
-        if job.ends_ns is None:
-            yield from self._until_certain(job)
-        assert job.ends_ns is not None
-        waited_ns = max(0, job.ends_ns - self._now())
+        waited_ns = max(0, self._commit(job) - self._now())
         self._note_work(reading_ns, "read the router", waited_ns)
         yield Timeout(self._env, waited_ns + reading_ns)
 
-    def _until_certain(self, job: Job) -> Process:
-        """Sleep until the times of one job are certain."""
-        self._bell = bell = self._env.event()
-        self._bell_for = job
-        yield bell
+    def _commit(self, job: Job) -> int:
+        """Return when a job ends, now that the host hands over nothing more before that."""
+        self._is_committed = True
+        while self._gpu.looks_at_ns is not None:
+            self._gpu.look()
+        self._is_committed = False
+        assert job.ends_ns is not None
+        return job.ends_ns
 
     def _wait(self, job: Job | None = None) -> Process:
-        """Sleep until something that could be reported ends, or a time becomes certain."""
+        """Sleep until something that could be reported ends, or there is something to look at."""
+        self._look()
         now = self._now()
-        self._bell = bell = self._env.event()
-        self._bell_for = None
         watched = [*self._copies.values(), *self._cpu_runs.values()]
         watched += [asked for asked, _ in self._asks.values()]
         if job is not None:
             watched.append(job)
-        ends_ns = [w.ends_ns for w in watched if w.ends_ns is not None and w.ends_ns > now]
-        if ends_ns:
-            alarm = Timeout(self._env, min(ends_ns) - now)
-            alarm.callbacks.append(lambda _: self._ring_if(bell))
-        yield bell
+        times = [w.ends_ns for w in watched if w.ends_ns is not None and w.ends_ns > now]
+        times += [at_ns for at_ns in self._timers.values() if at_ns > now]
+        if self._gpu.looks_at_ns is not None:
+            times.append(self._gpu.looks_at_ns)
+        if not times:
+            raise ProtocolError("the host waits for nothing that will end")
+        yield Timeout(self._env, min(times) - now)
+        self._look()
+
+    def _look(self) -> None:
+        """See what was not certain before this time."""
+        while self._gpu.looks_at_ns is not None and self._gpu.looks_at_ns <= self._env.now:
+            self._gpu.look()
 
     def _wait_and_tell(self) -> Process:
         """Wait until something ends and report it, if it is something the controller is told."""
@@ -296,26 +300,11 @@ class SimpyEngine:
     def _drain(self) -> Process:
         """Let everything that was handed over end, so that what moved is what was decided."""
         servers = (self._gpu, self._cpu, self._answerer, *self._engines.values())
-        while True:
-            last_ns = max(server.free_ns for server in servers)
-            if last_ns > self._now():
-                yield Timeout(self._env, last_ns - self._now())
-            elif all(server.is_settled for server in servers):
-                return
-            else:
-                self._bell = bell = self._env.event()
-                self._bell_for = None
-                yield bell
-
-    def _ring(self, job: Job) -> None:
-        """Wake the host if it sleeps: what it waits for may have become certain."""
-        if self._bell is not None and (self._bell_for is None or self._bell_for is job):
-            self._ring_if(self._bell)
-
-    def _ring_if(self, bell: simpy.Event) -> None:
-        if self._bell is bell:
-            self._bell = None
-            bell.succeed()
+        if self._launched is not None:
+            self._commit(self._launched)
+        last_ns = max(server.free_ns for server in servers)
+        if last_ns > self._now():
+            yield Timeout(self._env, last_ns - self._now())
 
     def _note_work(self, ns: int, name: str, after_ns: int = 0) -> None:
         """Note that the host is busy for a time that begins now, or a while after."""
@@ -326,6 +315,7 @@ class SimpyEngine:
 
     def _poll(self) -> list[Fact]:
         """Return all that has ended and was not reported: copies, CPU runs, answers, timers."""
+        self._look()
         now = self._now()
         facts: list[Fact] = []
         if self._copies:
@@ -367,11 +357,9 @@ class SimpyEngine:
             blocking = self._obey[type(command)](command)
             if blocking is not None:
                 yield from self._catch_up(began_ns)
-                if blocking.ends_ns is None:
-                    yield from self._until_certain(blocking)
-                assert blocking.ends_ns is not None
-                if not blocking.has_ended(self._now()):
-                    yield Timeout(self._env, blocking.ends_ns - self._now())
+                ends_ns = self._commit(blocking)
+                if ends_ns > self._now():
+                    yield Timeout(self._env, ends_ns - self._now())
                 began_ns = self._host_free_ns = self._now()
         yield from self._catch_up(began_ns)
 
@@ -441,8 +429,6 @@ class SimpyEngine:
 
     def _wake_at(self, command: WakeAt) -> None:
         self._timers[command.n] = command.at_ns
-        delay_ns = max(0, command.at_ns - self._now())
-        Timeout(self._env, delay_ns).callbacks.append(lambda _: self._ring(Job("timer", 0, 0)))
 
     # Times
 
@@ -468,7 +454,11 @@ class SimpyEngine:
             link = self._h2d
             if link.is_busy_at(begins_ns):
                 ns = self._costs.slowed_ns(ns)
-            elif begins_ns >= link.free_ns and begins_ns > max(self._host_free_ns, self._env.now):
+            elif (
+                begins_ns >= link.free_ns
+                and begins_ns > max(self._host_free_ns, self._env.now)
+                and not self._is_committed
+            ):
                 return None
             self.timings.slow_down_ns += ns - job.ns
         if type(job.label) is Run:

@@ -5,16 +5,15 @@ jobs, each of which begins once it was issued, the jobs before it are done, and 
 have ended. Only the host submits, in order, and may issue ahead of the clock.
 
 So a job's begin and end are *certain* long before they come, as soon as those of the jobs it waits
-for are: they are computed then, and SimPy is asked to wake somebody only where there is something
-to look at or to decide. A kernel's duration is the one thing that must look around (do copies run
-as it begins?); where that is not certain yet, its server looks again at that very instant.
+for are: they are computed then, and SimPy carries the host alone. A kernel's duration is the one
+thing that must look around (do copies run as it begins?); where that is not certain yet, its server
+says when to look.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 
 import simpy
-from simpy.events import Timeout
 
 Process = Generator[simpy.Event, None, None]
 Span = tuple[str, object, int, int]
@@ -50,25 +49,22 @@ class Server:
     """One FIFO of jobs.
 
     Args:
-        env: The virtual time.
         name: What a timeline calls it.
         duration_ns: Duration of a job that begins at a time, or None if that is not certain before
             that time.
-        on_certain: Called when a job's times have become certain.
         spans: Where to note every job, if anywhere.
         is_observed: Whether somebody asks ``is_busy_at``.
 
     Attributes:
         free_ns: When the last job whose times are certain ends.
+        looks_at_ns: When the job in turn begins, where its duration is not certain before.
         busy_ns: Time in those jobs; ``bytes`` and ``jobs`` are counted beside it.
     """
 
     def __init__(
         self,
-        env: simpy.Environment,
         name: str,
         duration_ns: Callable[[Job, int], int | None],
-        on_certain: Callable[[Job], None],
         spans: list[Span] | None = None,
         *,
         is_observed: bool = False,
@@ -78,13 +74,11 @@ class Server:
         self.busy_ns = 0
         self.bytes = 0
         self.jobs = 0
-        self._env = env
         self._duration_ns = duration_ns
-        self._on_certain = on_certain
         self._spans = spans
         self._queue: deque[Job] = deque()
         self._busy: deque[tuple[int, int]] | None = deque() if is_observed else None
-        self._looks_again = False
+        self.looks_at_ns: int | None = None
 
     def submit(self, job: Job) -> None:
         """Put a job at the end of the queue and settle whatever has become certain by it."""
@@ -110,15 +104,24 @@ class Server:
             busy.popleft()
         return bool(busy) and busy[0][0] <= at_ns
 
+    def look(self) -> None:
+        """Settle a job whose duration was not certain; the time to look has come."""
+        self.looks_at_ns = None
+        _settle_all([self])
+
     def settle(self) -> list["Server"]:
-        """Begin the jobs in turn as far as that is certain; return whose jobs waited for them."""
+        """Begin the jobs in turn as far as that is certain.
+
+        Returns:
+            Whom to settle next, last first: where others waited for a job they come before the next
+            job here, which may have to see what they do.
+        """
         queue = self._queue
-        followers: list[Server] = []
-        while queue and not self._looks_again and self._begin(queue[0]):
+        while queue and self.looks_at_ns is None and self._begin(queue[0]):
             job = queue.popleft()
             if job.followers is not None:
-                followers += job.followers
-        return followers
+                return [self, *job.followers]
+        return []
 
     def _begin(self, job: Job) -> bool:
         """Compute the times of the next job in turn, and return whether they are certain."""
@@ -135,7 +138,7 @@ class Server:
                 begins_ns = other.ends_ns
         duration_ns = self._duration_ns(job, begins_ns)
         if duration_ns is None:
-            self._look_again(begins_ns)
+            self.looks_at_ns = begins_ns
             return False
         job.ends_ns = self.free_ns = ends_ns = begins_ns + duration_ns
         self.busy_ns += duration_ns
@@ -145,17 +148,7 @@ class Server:
             self._busy.append((begins_ns, ends_ns))
         if self._spans is not None:
             self._spans.append((self.name, job.label, begins_ns, ends_ns))
-        self._on_certain(job)
         return True
-
-    def _look_again(self, at_ns: int) -> None:
-        self._looks_again = True
-
-        def look(_: simpy.Event) -> None:
-            self._looks_again = False
-            _settle_all([self])
-
-        Timeout(self._env, at_ns - self._env.now).callbacks.append(look)
 
 
 def _settle_all(unsettled: list[Server]) -> None:
