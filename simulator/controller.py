@@ -200,6 +200,8 @@ class Controller:
         self._may_form = True
 
     def _request_ended(self, fact: RequestEnded) -> None:
+        if fact.request not in self._running:
+            raise ProtocolError(f"request {fact.request} ended but was not being served")
         self._running.remove(fact.request)
 
     def _form(self) -> None:
@@ -235,6 +237,8 @@ class Controller:
             self._consult(None)
 
     def _step_ended(self, fact: StepEnded) -> None:
+        if not self._step_open or self._layer_open >= 0:
+            raise ProtocolError(f"step {fact.step} ended outside a step or before its last layer")
         self._end_event()
         self._step_open = False
         self._may_form = True
@@ -247,11 +251,17 @@ class Controller:
             raise ProtocolError(
                 f"layer {fact.layer} was routed outside a step or before the last was done"
             )
-        self._end_event()
         view = self._view
+        if fact.layer != view.layer + 1:
+            raise ProtocolError(f"layer {fact.layer} was routed after layer {view.layer}")
+        self._end_event()
         view.event += 1
         view.layer = fact.layer
         view.signals = fact.signals
+        first = fact.layer * self._experts
+        for expert in fact.experts:
+            if not first <= expert < first + self._experts:
+                raise ProtocolError(f"expert {expert} was chosen in layer {fact.layer}")
         demand = self._judge(fact)
         if self._touches:
             touch = self._cache.on_touch

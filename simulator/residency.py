@@ -138,6 +138,10 @@ class Residency:
         """Return the bytes of one expert."""
         return self.size_L[expert // self._experts]
 
+    def exists(self, expert: int) -> bool:
+        """Return whether the number is an expert's."""
+        return 0 <= expert < len(self.size_L) * self._experts
+
     def layer(self, expert: int) -> int:
         """Return the MoE layer of an expert."""
         return expert // self._experts

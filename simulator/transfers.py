@@ -60,6 +60,8 @@ class Transfers:
     def place(self, experts: Sequence[int]) -> None:
         """Give room to what lies in VRAM before time zero."""
         for expert in experts:
+            if not self._residency.exists(expert) or self._residency.has_room(expert):
+                raise ProtocolError(f"expert {expert} cannot be placed: unknown, or placed before")
             size = self._residency.size(expert)
             pool = self._residency.cache_of(expert)
             if pool.free_bytes < size:
