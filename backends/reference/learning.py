@@ -13,7 +13,7 @@ from moesim.backends.models import Model, Router, find_moe
 from moesim.backends.reference.vocabulary import SEPARATOR
 
 # T tokens, E experts of a layer, K chosen.
-LOAD_BALANCE = 0.01
+LOAD_BALANCE = 0.005  # of the reference model: experts may become those of a task
 FINAL_RATE = 0.02
 MATRIX_DECAY = 0.1
 LARGEST_GRADIENT = 1.0
@@ -49,12 +49,16 @@ class Trainer:
     Attributes:
         model: What learns.
         rate: Peak learning rate.
+        load_balance: Weight of the load-balancing loss.
     """
 
-    def __init__(self, model: Model, *, rate: float, compiled: bool) -> None:
+    def __init__(
+        self, model: Model, *, rate: float, compiled: bool, load_balance: float = LOAD_BALANCE
+    ) -> None:
         """Prepare the optimiser; matrices decay, vectors don't. A GPU multiplies in bfloat16."""
         self.model = model
         self.rate = rate
+        self.load_balance = load_balance
         self.device: torch.device = next(model.parameters()).device
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
@@ -96,7 +100,7 @@ class Trainer:
             logits = self.model(batch[:, :-1], use_cache=False).logits
             loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
             balance = balance_loss([router.kept_logits for router in self._routers], self._top_k)
-        torch.autograd.backward(loss + LOAD_BALANCE * balance)
+        torch.autograd.backward(loss + self.load_balance * balance)
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
         cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in self._optimiser.param_groups:

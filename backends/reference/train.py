@@ -146,7 +146,7 @@ def provenance(
         "row_tokens": options.row_tokens,
         "rate": options.rate,
         "upcycled": bool(getattr(options, "upcycle", False)),
-        "load_balance": LOAD_BALANCE,
+        "load_balance": getattr(options, "load_balance", LOAD_BALANCE),
         "texts_sha256": dict(sorted(split.source_sha256.items())),
         "train_bytes": {task: sum(map(len, docs)) for task, docs in sorted(split.train.items())},
         "rows_read": dict(sorted(given.items())),

@@ -96,7 +96,12 @@ def train_twin(
     )
     options.steps = len(rows) // options.batch_rows
     say(f"{name}: {options.steps} steps over {rows.size / 1e6:.1f} MB of text, {experts}")
-    trainer = Trainer(fresh(name, options.seed, experts, device), rate=options.rate, compiled=False)
+    trainer = Trainer(
+        fresh(name, options.seed, experts, device),
+        rate=options.rate,
+        compiled=False,
+        load_balance=options.load_balance,
+    )
     started = time.perf_counter()
     curve = learn(trainer, rows, options.batch_rows)
     seconds = round(time.perf_counter() - started, 1)
@@ -215,6 +220,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch-rows", type=int, default=96)
     parser.add_argument("--row-tokens", type=int, default=1_025)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--load-balance", type=float, default=0.02, help="weight of that loss")
     parser.add_argument("--seed", type=int, default=20_261_124)
     parser.add_argument("--each", type=int, default=200, help="prompts of each task")
     parser.add_argument("--new-tokens", type=int, default=64)
