@@ -3,15 +3,15 @@
 What holds for every device is here: one host thread, which alone talks to the controller; polls
 right before a router's choice is reported and, while the host waits, whenever the controller could
 answer; numbered commands obeyed in order (design 4.1). How bytes move and products are computed is
-a subclass' business: ``drivers/threads.py`` on a CPU. Nothing here knows torch, a model's family
-or a simulator.
+a subclass' business: ``drivers/threads.py`` on a CPU, ``drivers/cuda`` on a GPU. Nothing here knows
+torch, a model's family or a simulator.
 """
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from moesim.backends.means import copy_offset, fixed_offset, run_offsets
 from moesim.simulator.controller import Controller
@@ -40,6 +40,14 @@ Span = tuple[str, object, int, int]
 """One job as a timeline shows it: resource, what it was, when it began and ended."""
 
 Work = TypeVar("Work")
+
+
+class Values(Protocol):
+    """Whole numbers that a device computes."""
+
+    def tolist(self) -> list[int]:
+        """Return them."""
+        ...
 
 
 class RealDriver(ABC, Generic[Work]):
@@ -144,6 +152,22 @@ class RealDriver(ABC, Generic[Work]):
     def close(self) -> None:
         """Cancel what has not begun, end every thread, release all memory; twice is once."""
 
+    def read(self, values: Values) -> list[int]:
+        """Return numbers that the device may still be computing, polling meanwhile."""
+        return values.tolist()
+
+    def settle(self) -> None:
+        """Wait until what the device was told so far is computed, polling meanwhile."""
+
+    def decoder(self, model: Any, longest: int) -> Any:  # noqa: ANN401  what a model is, a subclass knows
+        """Return what runs a decode step in place of the model's own forward, or None.
+
+        Args:
+            model: Whose experts are offloaded.
+            longest: Tokens of the longest request, prompt and generation.
+        """
+        del model, longest
+
     # What a server of requests calls
 
     def clock_ns(self) -> int:
@@ -183,15 +207,7 @@ class RealDriver(ABC, Generic[Work]):
         Raises:
             MoesimError: A command failed.
         """
-        while True:
-            self.watch()
-            facts = self.poll() if self._controller.listens or self._asks else []
-            if facts:
-                self.tell(facts)
-            elif self.has_results():
-                return
-            else:
-                self.sleep()
+        self.wait_until(self.has_results)
 
     def end_step(self, ended: StepEnded, then: Sequence[Fact]) -> None:
         """Report that a step is complete, and what follows from that: ends and arrivals."""
@@ -224,6 +240,18 @@ class RealDriver(ABC, Generic[Work]):
     def answered(self) -> None:
         """Note that one ask has been answered; for subclasses, when they report it."""
         self._asks -= 1
+
+    def wait_until(self, has_come: Callable[[], bool]) -> None:
+        """Wait for something, polling as long as the controller could answer."""
+        while True:
+            self.watch()
+            facts = self.poll() if self._controller.listens or self._asks else []
+            if facts:
+                self.tell(facts)
+            elif has_come():
+                return
+            else:
+                self.sleep()
 
     def _wait_and_tell(self) -> None:
         self.watch()

@@ -50,7 +50,13 @@ Slots = Annotated[
     str | None, typer.Option("--slots", help="Room for experts: a number, or a share such as 25%.")
 ]
 Backend = Annotated[
-    str, typer.Option("--backend", help="cpu: memory copies and products on threads.")
+    str,
+    typer.Option(
+        "--backend",
+        help="cpu: memory copies and products on threads. cuda: an NVIDIA GPU, transformers' own "
+        "modules. cuda-graphs: the same with decode in graphs and our kernels; several times "
+        "faster.",
+    ),
 ]
 Threads = Annotated[
     int | None,
@@ -134,6 +140,7 @@ def execute(
     )
     check_wishes(wishes)
     try:
+        from moesim.backends.loading import NotAvailableError  # noqa: PLC0415
         from moesim.backends.serving import serve  # noqa: PLC0415  torch only when it runs
     except ModuleNotFoundError as error:
         if error.name not in {"torch", "transformers"}:
@@ -143,4 +150,8 @@ def execute(
             err=True,
         )
         raise typer.Exit(NOT_AVAILABLE) from error
-    serve(wishes)
+    try:
+        serve(wishes)
+    except NotAvailableError as error:
+        typer.echo(f"moesim: {error}; --backend cpu runs anywhere", err=True)
+        raise typer.Exit(NOT_AVAILABLE) from error

@@ -9,6 +9,7 @@ are added in router order once all are there. So the two agree bit by bit, whate
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -20,6 +21,8 @@ from moesim.backends.models import Model, MoeParts
 # An experts module of transformers: which one, and what it carries, differs by family.
 Module = Any
 
+Positions = slice | Tensor
+
 OFFLOADED = "moesim"
 RESIDENT = "moesim-resident"
 
@@ -30,22 +33,44 @@ class LayerWork:
     Attributes:
         choices: The chosen experts, counted within the layer, in (token, rank) order.
         gates_TK: Their weights.
+        hidden_TD: The inputs.
         positions: For each distinct expert, its places in ``choices``, ascending.
+
+    Args:
+        module: The experts module of the layer.
+        hidden_TD: The inputs.
+        ids_TK: Who chose whom, on the device.
+        gates_TK: The weights.
+        choices: ``ids_TK``, as the host read it.
     """
 
-    def __init__(self, module: Module, hidden_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> None:
+    def __init__(
+        self,
+        module: Module,
+        hidden_TD: Tensor,
+        ids_TK: Tensor,
+        gates_TK: Tensor,
+        choices: list[int],
+    ) -> None:
+        self.choices = choices
         self.gates_TK = gates_TK
+        self.hidden_TD = hidden_TD
         self._module = module
-        self._hidden_TD = hidden_TD
         self._top_k = ids_TK.shape[-1]
-        ids_S = ids_TK.reshape(-1)
-        self.choices: list[int] = ids_S.tolist()
-        order_S = torch.argsort(ids_S, stable=True)
-        distinct, counts = torch.unique_consecutive(ids_S[order_S], return_counts=True)
-        self.positions: dict[int, Tensor] = dict(
-            zip(distinct.tolist(), torch.split(order_S, counts.tolist()), strict=True)
-        )
-        self._rows_SD = hidden_TD.new_empty(ids_S.numel(), hidden_TD.shape[-1])
+        self._rows_SD = hidden_TD.new_empty(len(choices), hidden_TD.shape[-1])
+        self.positions: dict[int, Positions]
+        if len(set(choices)) == self._top_k == len(choices):  # one token: nothing to gather
+            self.choose(choices)
+        else:
+            distinct, counts = np.unique(choices, return_counts=True)
+            order_S = torch.argsort(ids_TK.reshape(-1), stable=True)
+            places = torch.split(order_S, counts.tolist())
+            self.positions = dict(zip(distinct.tolist(), places, strict=True))
+
+    def choose(self, choices: list[int]) -> None:
+        """Take other choices of one token; the tensors stay, and hold what belongs to them."""
+        self.choices = choices
+        self.positions = {expert: slice(at, at + 1) for at, expert in enumerate(choices)}
 
     def compute(self, expert: int, weights: Mapping[str, Tensor]) -> None:
         """Compute one expert for all of its tokens; safe in any thread, in any order.
@@ -55,8 +80,25 @@ class LayerWork:
             weights: Its matrices, by their names in transformers.
         """
         positions = self.positions[expert]
-        inputs = self._hidden_TD[positions // self._top_k]
-        self._rows_SD[positions] = _gated_product(self._module, inputs, weights)
+        self._rows_SD[positions] = self.product(self.hidden_TD, positions, weights)
+
+    def product(
+        self, hidden_TD: Tensor, positions: Positions, weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return one expert's products for the tokens at these positions of the choices.
+
+        Args:
+            hidden_TD: The layer's inputs, where the weights are.
+            positions: Of the expert, likewise.
+            weights: Its matrices.
+        """
+        inputs = hidden_TD if isinstance(positions, slice) else hidden_TD[positions // self._top_k]
+        return _gated_product(self._module, inputs, weights)
+
+    def take(self, expert: int, rows_SD: Tensor) -> None:
+        """Take in the products of an expert that were computed elsewhere."""
+        positions = self.positions[expert]
+        self._rows_SD[positions] = rows_SD[positions]
 
     def merge(self) -> Tensor:
         """Weight the products and add them in router order, in float32."""
@@ -66,7 +108,7 @@ class LayerWork:
         total_TD = weighted_TKD[:, 0].clone()
         for rank in range(1, self._top_k):
             total_TD += weighted_TKD[:, rank]
-        return total_TD.to(self._hidden_TD.dtype)
+        return total_TD.to(self.hidden_TD.dtype)
 
 
 def _gated_product(module: Module, inputs: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -84,10 +126,14 @@ Serve = Callable[[int, LayerWork], Tensor]
 """Has a MoE layer's work done, given the layer's number, and returns its merged result."""
 
 
-def attach(model: Model, parts: MoeParts, serve: Serve) -> Callable[[], None]:
+Read = Callable[[Tensor], list[int]]
+"""Brings numbers of the device to the host."""
+
+
+def attach(model: Model, parts: MoeParts, serve: Serve, read: Read) -> Callable[[], None]:
     """Let a model whose experts were taken have them computed; the function returned undoes it."""
     for number, layer in enumerate(parts.layers):
-        layer.experts.moesim_serve = (serve, number)  # type: ignore[assignment]  # any attribute
+        layer.experts.moesim_serve = (serve, read, number)  # type: ignore[assignment]  # any attribute
     model.set_experts_implementation(OFFLOADED)
 
     def detach() -> None:
@@ -98,13 +144,15 @@ def attach(model: Model, parts: MoeParts, serve: Serve) -> Callable[[], None]:
 
 
 def _offloaded(module: Module, hidden_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
-    serve, number = module.moesim_serve
-    result: Tensor = serve(number, LayerWork(module, hidden_TD, ids_TK, gates_TK))
+    serve, read, number = module.moesim_serve
+    choices = read(ids_TK.reshape(-1))
+    result: Tensor = serve(number, LayerWork(module, hidden_TD, ids_TK, gates_TK, choices))
     return result
 
 
 def _resident(module: Module, hidden_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
-    work = LayerWork(module, hidden_TD, ids_TK, gates_TK)
+    choices = ids_TK.reshape(-1).tolist()
+    work = LayerWork(module, hidden_TD, ids_TK, gates_TK, choices)
     fused = dict(module.named_parameters())
     for expert in work.positions:
         work.compute(expert, {name: weights[expert] for name, weights in fused.items()})

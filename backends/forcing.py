@@ -40,8 +40,18 @@ class ForcedRoutes:
             )
         self._trace = trace
         self._starts = trace.row_starts().tolist()
-        self._expert_TLK = torch.empty(0)
-        self._gate_TLK = torch.empty(0)
+        device = next(parts.layers[0].router.parameters()).device
+        # There from the start: a step's rows would queue behind the copies of experts.
+        self._all_expert_TLK = torch.from_numpy(np.array(trace.expert_TLK)).to(device)
+        gates = trace.gate_TLK
+        self._all_gate_TLK = (
+            torch.full(trace.expert_TLK.shape, 1 / trace.top_k, device=device)
+            if gates is None
+            else torch.from_numpy(np.array(gates)).to(device)
+        )
+        # A decode step's row stays where it is: graphs read it there.
+        self._expert_TLK = self._one_expert_TLK = self._all_expert_TLK[:1].clone()
+        self._gate_TLK = self._one_gate_TLK = self._all_gate_TLK[:1].clone()
         self._handles = [
             layer.router.register_forward_hook(self._answer(number))
             for number, layer in enumerate(parts.layers)
@@ -56,19 +66,16 @@ class ForcedRoutes:
         """Set the rows that the routers answer in the coming forward pass."""
         begin = self._starts[request] + position
         rows = slice(begin, begin + tokens)
-        expert_TLK = np.asarray(self._trace.expert_TLK[rows]).astype(np.int64)
+        expert_TLK = np.asarray(self._trace.expert_TLK[rows])
         if begin + tokens > self._starts[request + 1] or (expert_TLK < 0).any():
             raise CapabilityError(
                 f"request {request}: no routes for tokens {position} to {position + tokens - 1}; "
                 "give a trace that has every token of prompt and generation"
             )
-        self._expert_TLK = torch.from_numpy(expert_TLK)
-        gates = self._trace.gate_TLK
-        self._gate_TLK = (
-            torch.full(expert_TLK.shape, 1 / self._trace.top_k)
-            if gates is None
-            else torch.from_numpy(np.asarray(gates[rows]).astype(np.float32))
-        )
+        self._expert_TLK, self._gate_TLK = self._all_expert_TLK[rows], self._all_gate_TLK[rows]
+        if tokens == 1:
+            self._expert_TLK = self._one_expert_TLK.copy_(self._expert_TLK)
+            self._gate_TLK = self._one_gate_TLK.copy_(self._gate_TLK)
 
     def _answer(self, number: int) -> Any:  # noqa: ANN401  a hook of torch
         def answer(module: nn.Module, inputs: object, output: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401

@@ -61,8 +61,15 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
-def load_checkpoint(source: str, device: torch.device) -> Checkpoint:
-    """Load in float32 on a CPU, where routes are to be repeatable, and as stored on a GPU.
+def load_checkpoint(
+    source: str, device: torch.device, *, runs_on: torch.device | None = None
+) -> Checkpoint:
+    """Load in float32 for a CPU, where routes are to be repeatable, and as stored for a GPU.
+
+    Args:
+        source: A folder, or an id of the hub.
+        device: Where the weights go.
+        runs_on: Where they will be used, if that is elsewhere.
 
     Raises:
         ModelError: There is no such folder, or transformers can't load it.
@@ -77,7 +84,7 @@ def load_checkpoint(source: str, device: torch.device) -> Checkpoint:
         config = transformers.AutoConfig.from_pretrained(source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         model: Model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32 if device.type == "cpu" else "auto"
+            source, dtype=torch.float32 if (runs_on or device).type == "cpu" else "auto"
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -3,6 +3,7 @@
 The same numbers as the recorder's ``look_in`` signal, but layer by layer, in time for a policy.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,6 +45,14 @@ class LookAhead:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
+
+    def tensors(self) -> list[Tensor | None]:
+        """Return the residuals last seen, by layer; graphs write theirs into the same tensors."""
+        return [*self._residual_TD]
+
+    def look_at(self, residual_TD: Sequence[Tensor | None]) -> None:
+        """Look at these from now on: what a graph writes, no hook sees."""
+        self._residual_TD = [*residual_TD]
 
     def best(self, layer: int) -> list[list[list[int]]]:
         """Return the 2k best experts of each horizon for each token: [T][H][M], best first."""

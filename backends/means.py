@@ -1,10 +1,27 @@
 """What a driver of one device with slots at fixed offsets can do; the rest is refused by name."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from moesim.simulator.errors import CapabilityError, ProtocolError
 from moesim.simulator.messages import Copy, Run
 from moesim.simulator.terms import ALL, Place, Tier
+
+Handed = TypeVar("Handed")
+
+
+def named(handed_over: Mapping[int, Handed], numbers: Sequence[int]) -> list[Handed]:
+    """Return what was handed over under these numbers.
+
+    Raises:
+        ProtocolError: A number was not.
+    """
+    try:
+        return [handed_over[n] for n in numbers]
+    except KeyError as error:
+        raise ProtocolError(
+            f"a command waits for {error.args[0]}, which was not handed over"
+        ) from None
 
 
 def fixed_offset(driver: str, place: Place) -> int:

@@ -6,7 +6,7 @@ One forward pass is one step and batch is 1, as in the recorder.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -78,6 +78,8 @@ class Server:
         self._looks: list[Look] = []
         self._forced: ForcedRoutes | None = None
         self._look_ahead: LookAhead | None = None
+        self._decoder: Any = None
+        self._captured: list[Tensor | None] = []  # residuals that the decoder writes
         with ExitStack() as on_model:
             if routes is not None:
                 self._forced = ForcedRoutes(store.parts, routes)
@@ -85,7 +87,6 @@ class Server:
             if LOOK_IN in needs:
                 self._look_ahead = LookAhead(store.parts, horizons)
                 on_model.callback(self._look_ahead.remove)
-            on_model.callback(attach(model, store.parts, self._serve_layer))
             self._on_model = on_model.pop_all()
 
     def __enter__(self) -> Self:
@@ -97,6 +98,7 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._decoder = None
         self._on_model.close()
 
     @torch.inference_mode()
@@ -113,6 +115,11 @@ class Server:
             Served(request, np.random.default_rng([sampling.seed, number]))
             for number, request in enumerate(requests)
         ]
+        longest = max(len(each.prompt) + each.new_tokens(sampling) for each in requests)
+        self._decoder = driver.decoder(self._model, longest)
+        if self._look_ahead is not None:
+            self._captured = self._look_ahead.tensors()
+        self._attach()
         ends = frozenset() if sampling.ignore_eos else end_tokens(self._model)
         driver.begin_run(budget_bytes, self._arrival(0))
         while True:
@@ -130,7 +137,7 @@ class Server:
         driver, one = self._driver, self.served[number]
         times = driver.timings.requests[number]
         if one.cache is None:
-            one.cache = transformers.DynamicCache(config=self._model.config)
+            one.cache = self._new_cache()
             times.began_ns = driver.clock_ns()
         self._step += 1
         self._routes, self._looks = [], []
@@ -138,9 +145,9 @@ class Server:
         if self._forced is not None:
             self._forced.begin(number, one.position, len(one.fed))
         driver.begin_step(StepBegan(self._step, (number,), (phase,), {}))
-        ids = torch.tensor([one.fed], device=next(self._model.parameters()).device)
-        out = self._model(ids, past_key_values=one.cache, use_cache=True, logits_to_keep=1)
-        token = self._next_token(one, out.logits[0, -1], sampling)
+        logits = self._forward(one, phase)
+        driver.settle()
+        token = self._next_token(one, logits, sampling)
         times.token_ends_ns.append(driver.clock_ns())
         times.has_first_token |= phase is Phase.PREFILL
         one.keep_step(self._routes, self._looks)
@@ -154,14 +161,43 @@ class Server:
             then = [RequestEnded(number), *self._arrival(number + 1)]
         driver.end_step(StepEnded(self._step, (1,)), then)
 
+    def _new_cache(self) -> Any:  # noqa: ANN401  a cache of transformers
+        if self._decoder is None:
+            return transformers.DynamicCache(config=self._model.config)
+        self._decoder.cache.reset()
+        return self._decoder.cache
+
+    def _forward(self, one: Served, phase: Phase) -> Tensor:
+        """Feed what is to be fed, and return the logits of its last position."""
+        if self._decoder is not None and phase is Phase.DECODE:
+            if self._look_ahead is not None:
+                self._look_ahead.look_at(self._captured)
+            step = self._decoder.step
+            after: Tensor = step(one.fed[0], self._compute_layer, self._driver.settle)
+            return after
+        ids = _token_ids(one.fed, next(self._model.parameters()).device)
+        out = self._model(ids, past_key_values=one.cache, use_cache=True, logits_to_keep=1)
+        logits: Tensor = out.logits
+        return logits[0, -1]
+
     def _next_token(self, one: Served, logits: Tensor, sampling: Sampling) -> int:
         if self._keeps_logits:
             one.logits.append(logits.clone())
         own = choose_token(logits, sampling.temperature, one.rng)
         return own if one.request.forced is None else one.request.forced[len(one.tokens)]
 
+    def _attach(self) -> None:
+        self._on_model.callback(
+            attach(self._model, self._parts, self._serve_layer, self._driver.read)
+        )
+
     def _serve_layer(self, layer: int, work: LayerWork) -> Tensor:
-        """Have one MoE layer's experts computed: report the choice, obey, wait, merge."""
+        """Have one MoE layer's experts computed and added up."""
+        self._compute_layer(layer, work)
+        return work.merge()
+
+    def _compute_layer(self, layer: int, work: LayerWork) -> None:
+        """Have one MoE layer's experts computed: report the choice, obey, wait."""
         first = layer * self._parts.experts
         choices = [first + expert for expert in work.choices]
         gates = work.gates_TK.half().flatten().tolist() if self._reads_gates else []
@@ -172,7 +208,6 @@ class Server:
         self._driver.run_layer(LayerRouted(self._step, layer, choices, gates, signals), work)
         self._driver.await_results()
         self._routes.append((work.choices, work.gates_TK))
-        return work.merge()
 
     def _arrival(self, number: int) -> list[Fact]:
         """Return the arrival of the next request: a user who asks again once answered."""
@@ -183,6 +218,13 @@ class Server:
         times = RequestTimes(number, self._driver.clock_ns(), -1, prompt)
         self._driver.timings.requests.append(times)
         return [RequestArrived(number, prompt, request.task)]
+
+
+def _token_ids(tokens: Sequence[int], device: torch.device) -> Tensor:
+    """Return a step's tokens; a single one without a copy, which would queue behind an expert's."""
+    if len(tokens) == 1:
+        return torch.full((1, 1), tokens[0], dtype=torch.long, device=device)
+    return torch.tensor([tokens], device=device)
 
 
 def _only_request(form: FormStep) -> int:

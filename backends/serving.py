@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import typer
 
 from moesim.backends.budget import expert_budget_bytes, kv_bytes_per_token
 from moesim.backends.controllers import Deciding, UnknownCosts
-from moesim.backends.execution import Execution, execute
+from moesim.backends.drivers.cuda.driver import CudaDriver
+from moesim.backends.drivers.cuda.graph_driver import GraphDriver
+from moesim.backends.drivers.threads import ThreadsDriver
+from moesim.backends.execution import Execution, MakeDriver, execute
 from moesim.backends.experts import RESIDENT
 from moesim.backends.forcing import requests_of
 from moesim.backends.generation import Request, Sampling
-from moesim.backends.loading import Checkpoint, load_checkpoint
+from moesim.backends.loading import Checkpoint, choose_device, load_checkpoint
+from moesim.backends.models import Model
 from moesim.backends.prompts import read_prompts
 from moesim.backends.served import parameter_bytes
 from moesim.backends.store import ExpertStore
@@ -24,6 +29,7 @@ from moesim.hardware_profiles import load_runtime
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.commands.policies import Choice, choose_policies
 from moesim.simulator.costs import CostModel
+from moesim.simulator.errors import OutOfMemoryError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.models.cost_shape import CostShape
 from moesim.simulator.policies.base import Costs
@@ -31,19 +37,27 @@ from moesim.simulator.progress import progress
 from moesim.simulator.results import latency_fields, token_times, write_text
 from moesim.traces import RoutingTrace, load, write
 
+DRIVERS: Mapping[str, MakeDriver] = {
+    "cpu": ThreadsDriver,
+    "cuda": CudaDriver,
+    "cuda-graphs": GraphDriver,
+}
+
 
 def serve(wishes: Wishes) -> None:
     """Load, execute, print.
 
     Raises:
+        NotAvailableError: The backend's device is not on this machine.
         MoesimError, TraceError: A name, a file or a budget is wrong, or the run failed.
     """
+    device = choose_device(wishes.backend.partition("-")[0])
     chosen = choose_policies(wishes.system, None, *wishes.axes, wishes.policy_modules)
     routes = None if wishes.routes is None else load(wishes.routes)
     if routes is not None and wishes.max_prompts is not None:
         routes = routes.head(requests=wishes.max_prompts)
     torch.set_num_threads(wishes.threads or max(1, (os.cpu_count() or 1) // 2))
-    checkpoint = load_checkpoint(wishes.model, torch.device("cpu"))
+    checkpoint = load_checkpoint(wishes.model, torch.device("cpu"), runs_on=device)
     requests = _requests(wishes, checkpoint, routes)
     sampling = Sampling(
         new_tokens=wishes.new_tokens,
@@ -52,6 +66,7 @@ def serve(wishes: Wishes) -> None:
         ignore_eos=wishes.ignore_eos,
     )
     deciding, store = _decide(wishes, chosen, checkpoint, requests, sampling)
+    _move(checkpoint.model, device)
     total = sum(len(request.prompt) + request.new_tokens(sampling) - 1 for request in requests)
     with progress("generating", total, "tokens") as on_step:
         done = execute(
@@ -63,11 +78,27 @@ def serve(wishes: Wishes) -> None:
             routes=routes,
             horizons=wishes.horizons,
             name=checkpoint.name,
+            make_driver=DRIVERS[wishes.backend],
             on_step=on_step,
         )
     if wishes.output is not None:
         write(done.trace, wishes.output)
     _print(wishes, checkpoint, deciding, store, done)
+
+
+def _move(model: Model, device: torch.device) -> None:
+    """Bring what is not an expert to the device.
+
+    Raises:
+        OutOfMemoryError: It does not fit.
+    """
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError:
+        raise OutOfMemoryError(
+            f"{format_bytes(parameter_bytes(model))} of weights beside the experts do not fit into"
+            f" the memory of {device}; take a smaller model or another GPU"
+        ) from None
 
 
 def _requests(wishes: Wishes, checkpoint: Checkpoint, routes: RoutingTrace | None) -> list[Request]:
@@ -91,7 +122,7 @@ def _decide(
     model: Any = checkpoint.model
     model.set_experts_implementation(RESIDENT)
     kv_per_token = kv_bytes_per_token(model)
-    store = ExpertStore.take_from(model)
+    store = ExpertStore.take_from(model, pin=wishes.backend != "cpu")
     longest = max(len(request.prompt) + request.new_tokens(sampling) for request in requests)
     dense = parameter_bytes(model)
     budget = expert_budget_bytes(
@@ -144,6 +175,7 @@ def _print(
         "bytes_total": counts.bytes_total,
         "span_ns": timings.span_ns,
         "decision_ns": timings.decision_ns,
+        "longest_gap_ns": timings.longest_gap_ns,
         "link_busy_ns": timings.link_busy_ns,
         "experts_busy_ns": timings.experts_busy_ns,
         "cpu_busy_ns": timings.cpu_busy_ns,
@@ -180,15 +212,16 @@ def _summary(
     slots = deciding.budget_bytes // max(store.sizes_L)
     experts = store.parts.experts * len(store.sizes_L)
     rate = counts.hits / counts.demands if counts.demands else 0.0
-    return "\n".join(
-        [
-            f"{figures['system']}: {format_bytes(deciding.budget_bytes)} for experts, "
-            f"{slots} of {experts}",
-            f"TTFT mean {shown('mean_ttft_ms')}   TPOT mean {shown('mean_tpot_ms')}, "
-            f"p50 {shown('p50_tpot_ms')}, p99 {shown('p99_tpot_ms')}",
-            f"hits {counts.hits} ({rate:.1%})   late {counts.late_hits}   misses {counts.misses}"
-            f"   on the CPU {counts.cpu_experts}",
-            f"copied {format_bytes(counts.bytes_total)}, "
-            f"{format_bytes(counts.bytes_prefetch_wasted)} of it prefetched in vain",
-        ]
-    )
+    lines = [
+        f"{figures['system']}: {format_bytes(deciding.budget_bytes)} for experts, "
+        f"{slots} of {experts}",
+        f"TTFT mean {shown('mean_ttft_ms')}   TPOT mean {shown('mean_tpot_ms')}, "
+        f"p50 {shown('p50_tpot_ms')}, p99 {shown('p99_tpot_ms')}",
+        f"hits {counts.hits} ({rate:.1%})   late {counts.late_hits}   misses {counts.misses}"
+        f"   on the CPU {counts.cpu_experts}",
+        f"copied {format_bytes(counts.bytes_total)}, "
+        f"{format_bytes(counts.bytes_prefetch_wasted)} of it prefetched in vain",
+    ]
+    if done.timings.longest_gap_ns:
+        lines.append(f"longest gap of the host's loop {done.timings.longest_gap_ns / 1e6:.2f} ms")
+    return "\n".join(lines)

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from moesim.backends.drivers.cuda.pinned import pinned_bytes
 from moesim.backends.models import Model, ModelError, MoeLayer, MoeParts, find_moe
 
 # E experts of a layer, B bytes of a blob.
@@ -112,6 +113,7 @@ class ExpertStore:
 
         Raises:
             ModelError: The model has no MoE layer of a kind that can be offloaded.
+            OutOfMemoryError: Host memory does not do for the store.
         """
         parts = find_moe(model)
         layouts = tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
@@ -149,7 +151,9 @@ def make_arena(nbytes: int, device: torch.device) -> Tensor:
 def _repack(layer: MoeLayer, layout: BlobLayout, experts: int, *, pin: bool) -> Tensor:
     """Copy one layer's experts into blobs and take them off the module."""
     module: Any = layer.experts
-    blobs_EB = torch.zeros(experts, layout.blob_bytes, dtype=torch.uint8, pin_memory=pin)
+    nbytes = experts * layout.blob_bytes
+    room_B = pinned_bytes(nbytes) if pin else torch.zeros(nbytes, dtype=torch.uint8)
+    blobs_EB = room_B.view(experts, layout.blob_bytes)
     for matrix in layout.matrices:
         fused = getattr(module, matrix.name).detach()
         for index in range(experts):

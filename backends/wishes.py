@@ -7,7 +7,7 @@ from pathlib import Path
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.traces.store import SUFFIXES
 
-BACKENDS = ("cpu",)
+BACKENDS = ("cpu", "cuda", "cuda-graphs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

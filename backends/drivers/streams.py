@@ -11,6 +11,7 @@ from queue import SimpleQueue
 import torch
 
 from moesim.backends.base import Span
+from moesim.simulator.messages import Fact, Failed
 
 CANCELLED = "cancelled"
 
@@ -97,3 +98,10 @@ class Stream:
         self.busy_ns += job.ended_ns - job.began_ns
         if self._spans is not None:
             self._spans.append((self._name, job.label, job.began_ns, job.ended_ns))
+
+
+def failure_of(jobs: Sequence[tuple[int, Job]]) -> list[Fact]:
+    """Return one failure of numbered jobs as a fact: a cause rather than a consequence."""
+    failed = [(n, job.failure) for n, job in jobs if job.ended.is_set() and job.failure]
+    causes = [failure for failure in failed if failure[1] != CANCELLED]
+    return [Failed(n, reason) for n, reason in (causes or failed)[:1]]

@@ -8,25 +8,23 @@ in the order they were handed over and begins one when the jobs it names have en
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moesim.backends.base import RealDriver
-from moesim.backends.drivers.streams import CANCELLED, Job, Stream
+from moesim.backends.drivers.asks import Asks
+from moesim.backends.drivers.streams import Job, Stream, failure_of
 from moesim.backends.experts import LayerWork
+from moesim.backends.means import named
 from moesim.backends.store import ExpertStore, make_arena
 from moesim.simulator.controller import Controller
-from moesim.simulator.errors import ProtocolError
 from moesim.simulator.messages import (
-    Answered,
     Ask,
     Copy,
     CopyEnded,
     CpuRunEnded,
     Fact,
-    Failed,
     Run,
 )
 
@@ -66,7 +64,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self._jobs: dict[int, Job] = {}  # copies and runs that a command may name
         self._copies: dict[int, tuple[Job, int]] = {}  # not yet reported, and their bytes
         self._cpu_runs: dict[int, Job] = {}
-        self._asked: dict[int, tuple[Job, list[Answered]]] = {}
+        self._asked = Asks(controller, self._streams["asks"])
         self._layer_jobs: list[tuple[int, Job]] = []
         self._work: LayerWork | None = None
 
@@ -89,7 +87,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
         """Hand a copy to the copy thread."""
         expert, nbytes = command.expert, len(self._store.blob(command.expert))
         job = Job(
-            command, lambda: self.copy_bytes(expert, offset_bytes), self._named(command.after)
+            command, lambda: self.copy_bytes(expert, offset_bytes), named(self._jobs, command.after)
         )
         self._jobs[command.n] = job
         self._copies[command.n] = (job, nbytes)
@@ -111,7 +109,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
                     weights = self._store.layouts[layer].views(self._arena_B, offsets_bytes[at])
                 work.compute(index, weights)
 
-        job = Job(command, compute, self._named(command.after))
+        job = Job(command, compute, named(self._jobs, command.after))
         self._jobs[command.n] = job
         self._layer_jobs.append((command.n, job))
         if on_cpu:
@@ -120,15 +118,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
 
     def start_ask(self, command: Ask) -> None:
         """Hand an ask to the thread that answers."""
-        answers: list[Answered] = []
-
-        def answer() -> None:
-            value: Any = self._controller.compute(command.name, command.question)
-            answers.append(Answered(command.n, command.name, value))
-
-        job = Job(command, answer, ())
-        self._asked[command.n] = (job, answers)
-        self._streams["asks"].submit(job)
+        self._asked.start(command)
 
     def has_results(self) -> bool:
         """Return whether the layer's runs have ended; tells the controller of one that failed."""
@@ -149,8 +139,8 @@ class ThreadsDriver(RealDriver[LayerWork]):
         for n in [n for n, job in self._cpu_runs.items() if job.ended.is_set()]:
             del self._cpu_runs[n]
             facts.append(CpuRunEnded(n))
-        for n in [n for n, (job, _) in self._asked.items() if job.ended.is_set()]:
-            facts += self._asked.pop(n)[1]
+        for answer in self._asked.take():
+            facts.append(answer)
             self.answered()
         return facts
 
@@ -191,7 +181,6 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self._jobs = {}
         self._copies = {}
         self._cpu_runs = {}
-        self._asked = {}
         self._layer_jobs = []
         self._work = None
         self._arena_B = None
@@ -204,22 +193,12 @@ class ThreadsDriver(RealDriver[LayerWork]):
     def _failures(self) -> list[Fact]:
         jobs = [
             *((n, job) for n, (job, _) in self._copies.items()),
-            *((n, job) for n, (job, _) in self._asked.items()),
+            *self._asked.jobs(),
             *self._layer_jobs,
         ]
-        failed = [(n, job.failure) for n, job in jobs if job.ended.is_set() and job.failure]
-        causes = [failure for failure in failed if failure[1] != CANCELLED]
-        return [Failed(n, reason) for n, reason in (causes or failed)[:1]]
+        return failure_of(jobs)
 
     def _count_copy(self, nbytes: int) -> None:
         timings = self.timings
         timings.engine_bytes["h2d"] = timings.engine_bytes.get("h2d", 0) + nbytes
         timings.engine_copies["h2d"] = timings.engine_copies.get("h2d", 0) + 1
-
-    def _named(self, numbers: Sequence[int]) -> list[Job]:
-        try:
-            return [self._jobs[n] for n in numbers]
-        except KeyError as error:
-            raise ProtocolError(
-                f"a command waits for {error.args[0]}, which was not handed over"
-            ) from None

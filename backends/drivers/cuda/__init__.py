@@ -1,0 +1,1 @@
+"""The CUDA driver: a VRAM arena, a pinned store, one copy stream, and what they need."""

@@ -1,0 +1,46 @@
+"""The GPU at hand, its memory, and its errors in one line."""
+
+import torch
+from torch import Tensor
+
+from moesim.backends.loading import NotAvailableError
+from moesim.backends.store import make_arena
+from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator.errors import MoesimError, OutOfMemoryError
+
+
+class DeviceError(MoesimError, RuntimeError):
+    """The GPU failed."""
+
+
+def gpu() -> torch.device:
+    """Return the current GPU.
+
+    Raises:
+        NotAvailableError: There is none.
+    """
+    if not torch.cuda.is_available():
+        raise NotAvailableError("device cuda: this machine has 0 GPUs")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def vram(nbytes: int, device: torch.device) -> Tensor:
+    """Return so many bytes of VRAM.
+
+    Raises:
+        OutOfMemoryError: They are not there; nothing was taken.
+    """
+    try:
+        return make_arena(nbytes, device)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        raise OutOfMemoryError(
+            f"{format_bytes(nbytes)} of VRAM for experts, {format_bytes(free)} are free; "
+            "give a smaller --vram, --expert-budget or --slots"
+        ) from None
+
+
+def reason(error: Exception) -> str:
+    """Return an error's first line: CUDA's go on for several."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
