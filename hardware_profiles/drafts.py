@@ -93,7 +93,7 @@ def new(name: str, *, like: str | Path, **given: str) -> str:
         _put(draft, OPTIONS[option], value, missing=f"{option}: {base} has no")
     validated(draft, HardwareProfile, f"{name}.yaml")
     header = f"# A draft by `moesim profile new {name} --like {base}`: check each figure.\n\n"
-    return header + _yaml(draft)
+    return header + to_yaml(draft)
 
 
 def write_new(name: str, *, like: str | Path, folder: str | Path = ".", **given: str) -> Path:
@@ -171,7 +171,7 @@ def _on_one_line(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
 _Dumper.add_representer(list, _on_one_line)
 
 
-def _yaml(tree: Mapping[str, Any]) -> str:
+def to_yaml(tree: Mapping[str, Any]) -> str:
     """Return YAML, the sources first and an empty line between sections."""
     head = {key: value for key, value in tree.items() if not isinstance(value, dict)}
     sections = sorted((key for key in tree if key not in head), key=lambda key: key != "sources")

@@ -1,0 +1,134 @@
+"""``moesim calibrate``: measure this machine and write its profile."""
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+NOT_AVAILABLE = 3
+_MINUTES = {"cuda": 3.0, "cpu": 0.3}
+_SECONDS = 60
+
+Backend = Annotated[
+    str, typer.Option("--backend", help="cuda, or cpu: memory copies stand for the link's.")
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The hardware profile to write, a .yaml.")
+]
+RuntimeOutput = Annotated[
+    Path | None,
+    typer.Option("--runtime-output", help="Write what our software adds too, for --runtime."),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="How long to take samples. Default 3 on cuda, 0.3 on cpu."),
+]
+JsonOut = Annotated[
+    Path | None, typer.Option("--json", help="Write every median, spread and held-out point.")
+]
+
+
+def calibrate(
+    output: Output,
+    backend: Backend = "cuda",
+    runtime_output: RuntimeOutput = None,
+    minutes: Minutes = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Measure this machine in minutes: a profile whose every figure carries evidence and spread.
+
+    moesim calibrate --backend cuda -o my-gpu.yaml --runtime-output my-runtime.yaml
+
+    Each figure is the median of samples spread over the whole run. Points that no fit has seen are
+    measured too; the table says how well the fits meet them.
+    """
+    from moesim.simulator.errors import InputError  # noqa: PLC0415  light at import
+
+    if backend not in _MINUTES:
+        raise InputError(f"--backend {backend}: expected cuda or cpu")
+    for option, path in (("--output", output), ("--runtime-output", runtime_output)):
+        _check_path(option, path)
+    if json_out is not None and not json_out.parent.is_dir():
+        raise InputError(f"--json {json_out}: give a file in an existing folder")
+    try:
+        import torch  # noqa: PLC0415  torch only when it runs
+    except ModuleNotFoundError as error:
+        _leave("calibrating needs torch; install it with: pip install 'moesim[torch]'", error)
+    if backend == "cuda" and not torch.cuda.is_available():
+        _leave(
+            "calibrating with --backend cuda needs a CUDA GPU, and torch sees none; "
+            "use a machine that has one, or --backend cpu"
+        )
+    seconds = _SECONDS * (_MINUTES[backend] if minutes is None else minutes)
+    found = _measure(backend, output.stem, seconds, _command(backend, output, minutes))
+    _write(found, output, runtime_output, json_out)
+
+
+def _check_path(option: str, path: Path | None) -> None:
+    """Refuse a path before minutes are spent on what is to be written there."""
+    from moesim.hardware_profiles.figures import NamedFile  # noqa: PLC0415  light at import
+    from moesim.simulator.errors import InputError  # noqa: PLC0415  light at import
+
+    if path is None:
+        return
+    if path.suffix != ".yaml" or not path.parent.is_dir():
+        raise InputError(f"{option} {path}: give a .yaml file in an existing folder")
+    try:
+        NamedFile(schema="1", name=path.stem)  # type: ignore[arg-type]  # as YAML has it
+    except ValueError as error:
+        raise InputError(
+            f"{option} {path}: the file's name is the profile's; "
+            "use lower case letters, digits, '.', '_' and '-'"
+        ) from error
+
+
+def _command(backend: str, output: Path, minutes: float | None) -> str:
+    given = "" if minutes is None else f" --minutes {minutes:g}"
+    return f"moesim calibrate --backend {backend} -o {output.name}{given}"
+
+
+def _measure(backend: str, name: str, seconds: float, command: str) -> Any:  # noqa: ANN401  Calibration, which imports torch
+    from moesim.backends.calibration.run import calibrate as measure  # noqa: PLC0415  torch
+    from moesim.backends.calibration.run import make_bench  # noqa: PLC0415  torch
+    from moesim.simulator.progress import progress  # noqa: PLC0415  rich
+
+    with progress("calibrating", 100, "%") as advance:
+        done = 0
+
+        def on_round(share: float) -> None:
+            nonlocal done
+            percent = int(100 * share)
+            advance(percent - done)
+            done = percent
+
+        return measure(
+            make_bench(backend), name=name, seconds=seconds, command=command, on_round=on_round
+        )
+
+
+def _write(
+    found: Any,  # noqa: ANN401  Calibration, which imports torch
+    output: Path,
+    runtime_output: Path | None,
+    json_out: Path | None,
+) -> None:
+    from moesim.backends.calibration.files import (  # noqa: PLC0415  light at import
+        print_checks,
+        write_json,
+        write_machine,
+        write_runtime,
+    )
+
+    write_machine(found.machine, output)
+    typer.echo(f"wrote {output}; use it as --hardware {output}", err=True)
+    if runtime_output is not None:
+        write_runtime(found.runtime, runtime_output)
+        typer.echo(f"wrote {runtime_output}; use it as --runtime {runtime_output}", err=True)
+    if json_out is not None:
+        write_json(found.record(), json_out)
+    print_checks(found.checks)
+
+
+def _leave(message: str, cause: Exception | None = None) -> NoReturn:
+    typer.echo(f"moesim: {message}", err=True)
+    raise typer.Exit(NOT_AVAILABLE) from cause

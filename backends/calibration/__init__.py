@@ -1,0 +1,1 @@
+"""Measures a machine and what our software costs on it, and writes both as profiles."""
