@@ -1,0 +1,136 @@
+"""The CPU as a machine: equal decisions and logits on a real model, figures that predict."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+pytest.importorskip("torch", reason="it runs a real model")
+
+import torch
+
+from moesim.backends.controllers import Deciding
+from moesim.backends.execution import execute
+from moesim.backends.generation import Request, Sampling
+from moesim.backends.testing import tiny_model
+from moesim.simulator.costs import CostModel
+from moesim.simulator.errors import CapabilityError
+from moesim.validation import own_routes, quick_files, quick_profile
+from moesim.validation.cells import choose_system
+from moesim.validation.commands import validate
+from moesim.validation.cpu import Subject
+from moesim.validation.evidence import Check
+
+PROMPTS = ((5, 9, 200, 17, 33, 4), (7, 8, 9, 10))
+app = typer.Typer()
+app.command()(validate)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Let each stream compute on one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    """Return a tiny random Mixtral whose experts were taken."""
+    checkpoint: Any = SimpleNamespace(model=tiny_model(), name="tiny")
+    return Subject(checkpoint, PROMPTS, 6)
+
+
+def deciding(subject: Subject, system: str) -> Deciding:
+    """Return a system with room for half of the experts."""
+    choice = choose_system(system)
+    budget = subject.store.total_bytes // 2
+    return Deciding(policies=choice.policies, budget_bytes=budget, system=choice.system)
+
+
+@pytest.mark.parametrize("system", ["on-demand", "lru", "lru+next_gate:horizon=1"])
+def test_own_routes_pass(subject: Subject, system: str) -> None:
+    """Decisions equal a replay's, and every logit the resident model's, bit by bit."""
+    check = own_routes.check_system(subject, deciding(subject, system))
+    assert check.passed
+    assert check.first is None
+    assert check.largest_logit_difference == 0
+    assert check.decisions > 100
+
+
+def test_another_resident_model_is_noticed(subject: Subject) -> None:
+    """The comparison can fail: one logit of the reference that is otherwise fails the check."""
+    other = Subject.__new__(Subject)
+    other.__dict__ = dict(subject.__dict__)
+    resident = [[logits.clone() for logits in request] for request in subject.resident]
+    resident[1][3][0] += 1.0
+    other.resident = resident
+    assert not own_routes.check_system(other, deciding(subject, "lru")).passed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"first": "command 3"}, {"same_text": False}, {"largest_logit_difference": 1e-9}],
+)
+def test_each_difference_alone_fails(change: dict[str, Any]) -> None:
+    """A decision, the text or a logit that differs is enough."""
+    right = Check(
+        system="lru",
+        timing_free=True,
+        decisions=1,
+        first=None,
+        largest_logit_difference=0.0,
+        lossless_on_gpu=True,
+        same_text=True,
+    )
+    assert right.passed
+    assert not right.model_copy(update=change).passed
+
+
+def test_quick_figures_predict_what_they_were_fitted_on(subject: Subject) -> None:
+    """The profile is valid, and its files hold it."""
+    trace = execute(
+        subject.model,
+        subject.store,
+        [Request(prompt=PROMPTS[0])],
+        deciding(subject, "lru"),
+        Sampling(new_tokens=30, ignore_eos=True),
+    ).trace
+    machine, runtime, trees = quick_profile.measure(subject.serve, subject.shape, trace, 2)
+    costs = CostModel(machine, runtime, subject.shape)
+    assert costs.evidence == "estimated"
+    assert costs.copy_ns(subject.store.sizes_L[0]) > 0
+    assert costs.experts_gpu_ns(0, [1, 1]) > costs.experts_gpu_ns(0, [1]) > 0
+    assert quick_files.profiles(trees) == (machine, runtime)
+
+
+def test_own_routing_needs_tokens(subject: Subject) -> None:
+    """The model's own routes need the trace's tokens, and a trace without them is refused."""
+    trace = execute(
+        subject.model,
+        subject.store,
+        [Request(prompt=PROMPTS[0])],
+        deciding(subject, "lru"),
+        Sampling(new_tokens=3, ignore_eos=True),
+    ).trace
+    with pytest.raises(CapabilityError, match="--routing own feeds the trace's tokens"):
+        subject.serve(deciding(subject, "lru"), replace(trace, signals={}), "own")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("routing", ["forced", "own"])
+def test_the_reference_model_end_to_end(tmp_path: Path, routing: str) -> None:
+    """One short cell of the shipped model is predicted, executed, decided alike, and resumed."""
+    options = ["--warm", "1", "--tokens", "6", "--repeats", "2", "--vram", "50%"]
+    options += ["--system", "on-demand", "--routing", routing, "-o", str(tmp_path / "evidence")]
+    first = CliRunner().invoke(app, options, catch_exceptions=False)
+    again = CliRunner().invoke(app, options, catch_exceptions=False)
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    assert "going on with the figures of the folder" in again.stderr
+    assert "done before" in again.stderr
+    assert first.stdout == again.stdout

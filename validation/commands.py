@@ -1,0 +1,202 @@
+"""``moesim validate`` and ``moesim explain``: prediction against execution."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OUT_OF_TOLERANCE = 1
+NOT_AVAILABLE = 3
+
+Backend = Annotated[str, typer.Option("--backend", help="What executes: cpu (threads).")]
+Check = Annotated[
+    Path | None,
+    typer.Option("--check", help="Judge the evidence of this folder again and execute nothing."),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="A transformers MoE model. Default: the reference model."),
+]
+Trace = Annotated[
+    Path | None, typer.Option("--trace", help="What is served. Default: the sample of that model.")
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system", help="Comma-separated: systems, or cache+prefetch+schedule. Default: three."
+    ),
+]
+Vram = Annotated[
+    str,
+    typer.Option("--vram", help="Comma-separated: shares of the experts, or sizes of all VRAM."),
+]
+Hardware = Annotated[
+    str | None,
+    typer.Option("--hardware", help="Machine profile; without one quick figures are taken."),
+]
+Runtime = Annotated[
+    str | None, typer.Option("--runtime", help="Runtime profile that goes with --hardware.")
+]
+Routing = Annotated[
+    str,
+    typer.Option("--routing", help="forced: the trace's routes; own: the model's, on its tokens."),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Executions of each cell; 5 make a claim.")]
+Warm = Annotated[
+    int | None, typer.Option(min=0, help="Decode tokens that are not counted. 20; 10 on a CPU.")
+]
+Tokens = Annotated[
+    int | None, typer.Option(min=2, help="Decode tokens that are. 100; 50 on a CPU.")
+]
+Minutes = Annotated[
+    float | None, typer.Option(min=0.0, help="Begin no cells that would not end within them.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder for evidence; goes on with what it has."),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", help="Predicted against measured, as .png, .svg or .pdf.")
+]
+Dark = Annotated[bool, typer.Option("--dark", help="Plot on dark paper.")]
+Evidence = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that moesim validate wrote.")]
+CellName = Annotated[
+    str | None, typer.Option("--cell", help="One cell alone, by the beginning of its file's name.")
+]
+Timeline = Annotated[
+    Path | None,
+    typer.Option("--timeline", help="Draw one token of the cell, both ways, into a file."),
+]
+
+
+def validate(
+    backend: Backend = "cpu",
+    check: Check = None,
+    model: ModelName = None,
+    trace: Trace = None,
+    system: System = None,
+    vram: Vram = "25%,50%",
+    hardware: Hardware = None,
+    runtime: Runtime = None,
+    routing: Routing = "forced",
+    repeats: Repeats = 5,
+    warm: Warm = None,
+    tokens: Tokens = None,
+    minutes: Minutes = None,
+    output: Output = None,
+    plot: Plot = None,
+    dark: Dark = False,
+) -> None:
+    """Predict, execute, compare: how far the simulator is off on a machine, with its noise floor.
+
+    moesim validate --backend cpu
+
+    moesim validate --check validation/results/cpu-reference
+    """
+    from moesim.validation.wishes import BACKENDS, Wishes, check_wishes
+
+    wishes = Wishes(
+        backend=backend,
+        model=model,
+        trace=trace,
+        system=system,
+        vram=vram,
+        hardware=hardware,
+        runtime=runtime,
+        routing=routing,
+        warm=warm,
+        tokens=tokens,
+        repeats=repeats,
+        minutes=minutes,
+        output=output,
+    )
+    if plot is not None:
+        from moesim.simulator.plots import check_suffix
+
+        check_suffix(plot)
+    if check is not None:
+        is_right = _judge_again(check, plot, dark=dark)
+        raise typer.Exit(0 if is_right else OUT_OF_TOLERANCE)
+    check_wishes(wishes)
+    try:
+        run_session = import_module(BACKENDS[backend]).run_session
+    except ModuleNotFoundError as error:
+        if error.name not in {"torch", "transformers"}:
+            raise
+        typer.echo(
+            f"moesim: validating needs {error.name}; install it with: pip install 'moesim[torch]'",
+            err=True,
+        )
+        raise typer.Exit(NOT_AVAILABLE) from error
+    from moesim.backends.loading import NotAvailableError
+
+    try:
+        session = run_session(wishes)
+    except NotAvailableError as error:
+        typer.echo(f"moesim: {error}", err=True)
+        raise typer.Exit(NOT_AVAILABLE) from error
+    from moesim.validation.judge import verdict
+    from moesim.validation.tables import print_cells, print_checks, print_verdict
+
+    print_checks(session.checks)
+    print_cells(session.found)
+    print_verdict(verdict(session.found))
+    if plot is not None:
+        from moesim.validation.plots import plot_cells
+
+        plot_cells(session.found, plot, dark=dark)
+    if not session.passed:
+        raise typer.Exit(OUT_OF_TOLERANCE)
+
+
+def _judge_again(folder: Path, plot: Path | None, *, dark: bool) -> bool:
+    from moesim.validation.evidence_files import read_checks, read_folder
+    from moesim.validation.judge import check_judgements, verdict
+    from moesim.validation.tables import print_cells, print_checks, print_verdict
+
+    found = read_folder(folder)
+    checks = read_checks(folder)
+    check_judgements(found)
+    judged = verdict(found)
+    if checks:
+        print_checks(checks)
+    print_cells(found)
+    print_verdict(judged)
+    if plot is not None:
+        from moesim.validation.plots import plot_cells
+
+        plot_cells(found, plot, dark=dark)
+    return not judged.failed and all(check.passed for check in checks)
+
+
+def explain(
+    folder: Evidence, cell: CellName = None, timeline: Timeline = None, dark: Dark = False
+) -> None:
+    """Say where prediction and truth part: first difference first, by cause.
+
+    moesim explain validation/results/cpu-reference
+    """
+    from moesim.simulator.errors import InputError, UnknownNameError
+    from moesim.validation.evidence_files import read_folder
+    from moesim.validation.explain import explain as explain_cell
+    from moesim.validation.explain import order
+    from moesim.validation.judge import check_judgements
+
+    found = read_folder(folder)
+    check_judgements(found)
+    chosen = [one for one in found if cell is None or one.prediction.cell.id.startswith(cell)]
+    if not chosen:
+        raise UnknownNameError("cell", str(cell), [one.prediction.cell.id for one in found])
+    if timeline is not None:
+        if len(chosen) != 1:
+            names = ", ".join(one.prediction.cell.id for one in chosen)
+            raise InputError(f"--timeline draws one cell; choose it with --cell: {names}")
+        from moesim.validation.plots import plot_timeline
+
+        plot_timeline(chosen[0], timeline, dark=dark)
+    for one in order(chosen):
+        typer.echo(f"{one.prediction.cell.id}")
+        for line in explain_cell(one):
+            typer.echo(line)
+        typer.echo()

@@ -1,0 +1,183 @@
+"""A replay beside an execution: decisions one by one, times by cause."""
+
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from moesim.simulator.errors import InputError
+from moesim.simulator.ledger import Counts, Timings
+from moesim.simulator.messages import Command, Copy, LayerRouted, Move, Run
+from moesim.simulator.results import token_times
+from moesim.simulator.timeline import TRACKS
+from moesim.simulator.timeline import events as timeline_events
+from moesim.validation.evidence import Busy, Decisions, Difference, Job, Outcome, Times
+from moesim.validation.machine import Log, Span
+
+COUNTS = (
+    "demands",
+    "hits",
+    "late_hits",
+    "partial_hits",
+    "misses",
+    "cpu_experts",
+    "evictions",
+    "copies",
+    "bytes_demand",
+    "bytes_prefetch_useful",
+    "bytes_prefetch_late",
+    "bytes_prefetch_wasted",
+)
+DECIMALS = 6
+Event = tuple[tuple[int, int], list[Command]]
+"""Step and layer, and what was commanded from then until the next router had chosen."""
+
+
+def layer_events(log: Log) -> list[Event]:
+    """Return a run's commands by layer event; what precedes the first is of step and layer -1."""
+    found: list[Event] = [((-1, -1), [])]
+    for facts, _, commands in log:
+        found += [((fact.step, fact.layer), []) for fact in facts if isinstance(fact, LayerRouted)]
+        found[-1][1].extend(commands)
+    return found
+
+
+def compare_decisions(predicted: Log, executed: Log, *, exact: bool) -> Decisions:
+    """Return in how many layer events two runs of the same demands decide differently.
+
+    Args:
+        predicted: Of the replay.
+        executed: Of the machine.
+        exact: Compare commands whole; else what is copied and run, and where, without numbers.
+    """
+    ours, theirs = layer_events(predicted), layer_events(executed)
+    length = max(len(ours), len(theirs))
+    nothing: Event = ((-1, -1), [])
+    differing, first = 0, None
+    for at in range(length):
+        (place, mine), (_, other) = (
+            (side[at] if at < len(side) else nothing) for side in (ours, theirs)
+        )
+        a, b = (
+            [_shown(command, exact=exact) for command in commands] for commands in (mine, other)
+        )
+        if a == b:
+            continue
+        differing += 1
+        if first is None:
+            where = place if at < len(ours) else theirs[at][0]
+            first = _first(where, a, b)
+    return Decisions(exact=exact, events=length, differing=differing, first=first)
+
+
+def _first(where: tuple[int, int], ours: list[str], theirs: list[str]) -> Difference:
+    at = next(
+        (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
+    predicted, executed = (side[at] if at < len(side) else None for side in (ours, theirs))
+    return Difference(step=where[0], layer=where[1], predicted=predicted, executed=executed)
+
+
+def _shown(command: Command, *, exact: bool) -> str:
+    """Return a command as text: whole, or without what depends on when copies ended."""
+    if exact:
+        return repr(command)
+    if isinstance(command, Copy | Move):
+        cause = f" ({command.cause.name.lower()})" if isinstance(command, Copy) else ""
+        return f"{type(command).__name__} expert {command.expert}{cause}"
+    if isinstance(command, Run):
+        return f"Run experts {list(command.experts)} on the {command.device.kind}"
+    return type(command).__name__
+
+
+def outcome_of(
+    counts: Counts, timings: Timings, contention_ns: int, warm: int, tokens: int
+) -> Outcome:
+    """Return what a run came to, over the tokens that count.
+
+    Raises:
+        InputError: The trace has too few decode tokens.
+    """
+    found = token_times(timings.requests)
+    gaps_ns = found.gaps_ns[warm : warm + tokens]
+    if len(gaps_ns) < tokens:
+        raise InputError(
+            f"the trace has {len(found.gaps_ns)} decode tokens, {warm} + {tokens} are asked for; "
+            "lower --warm or --tokens, or give a longer trace"
+        )
+    first, last = timings.requests[0], timings.requests[-1]
+    return Outcome(
+        times=times_of([gap / 1e6 for gap in gaps_ns], [ns / 1e6 for ns in found.first_ns]),
+        gaps_ms=tuple(round(gap / 1e6, DECIMALS) for gap in gaps_ns),
+        counts={name: getattr(counts, name) for name in COUNTS},
+        busy=Busy(
+            served=last.token_ends_ns[-1] - first.arrived_ns,
+            link=timings.link_busy_ns,
+            experts=timings.experts_busy_ns + timings.cpu_busy_ns,
+            contention=contention_ns,
+        ),
+    )
+
+
+def times_of(gaps_ms: Sequence[float], first_ms: Sequence[float]) -> Times:
+    """Return mean and percentiles of gaps between tokens, and the mean time to a first token."""
+    return Times(
+        mean_tpot=round(float(np.mean(gaps_ms)), DECIMALS),
+        p50_tpot=round(float(np.percentile(gaps_ms, 50)), DECIMALS),
+        p99_tpot=round(float(np.percentile(gaps_ms, 99)), DECIMALS),
+        mean_ttft=round(float(np.mean(first_ms)), DECIMALS) if len(first_ms) else None,
+    )
+
+
+def contention_ns(spans: Sequence[Span]) -> int:
+    """Return how much longer runs of experts took because copies ran beside them.
+
+    Runs of equal work (experts and tokens of each) are compared: those that a copy overlapped with
+    the median of those that none did. Work of which one of the two was never seen says nothing.
+    """
+    copies = sorted((begin, end) for _, label, begin, end in spans if isinstance(label, Copy))
+    begins = np.array([begin for begin, _ in copies] or [0], np.int64)
+    ends = np.array([end for _, end in copies] or [0], np.int64)
+    free: dict[tuple[int, ...], list[int]] = {}
+    beside: dict[tuple[int, ...], list[int]] = {}
+    for _, label, begin, end in spans:
+        if isinstance(label, Run):
+            before_end = int(np.searchsorted(begins, end))
+            is_beside = bool(copies) and before_end > 0 and bool(ends[before_end - 1] > begin)
+            work = tuple(sorted(label.tokens))
+            (beside if is_beside else free).setdefault(work, []).append(end - begin)
+    return round(
+        sum(sum(beside[w]) - len(beside[w]) * median(free[w]) for w in beside.keys() & free.keys())
+    )
+
+
+def one_token(timings: Timings, spans: Sequence[Span], token: int, experts: int) -> tuple[Job, ...]:
+    """Return the jobs of one token, in ns since the token before it was complete.
+
+    Args:
+        timings: Whose token ends delimit it.
+        spans: Every job.
+        token: Which of the first request's, counted from 1 after its first.
+        experts: Experts of a layer.
+    """
+    ends = timings.requests[0].token_ends_ns
+    token = min(token, len(ends) - 1)
+    begin_ns, end_ns = ends[token - 1], ends[token]
+    inside = [span for span in spans if begin_ns <= span[2] and span[3] <= end_ns]
+    names = {}
+    jobs = []
+    for event in timeline_events(inside, experts=experts):
+        if event.get("name") == "thread_name":
+            names[event["tid"]] = event["args"]["name"]
+        elif event["ph"] == "X":
+            at = event["ts"] - begin_ns
+            jobs.append(
+                Job(
+                    track=names[event["tid"]],
+                    name=event["name"],
+                    begin_ns=at,
+                    end_ns=at + event["dur"],
+                )
+            )
+    return tuple(sorted(jobs, key=lambda job: ([*TRACKS.values()].index(job.track), job.begin_ns)))

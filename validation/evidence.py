@@ -1,0 +1,243 @@
+"""What a validation leaves behind: what was predicted, what was measured, by whom.
+
+What follows from the figures (errors, spread, verdict) is there for readers, and is derived again,
+never believed, when a file is read. The files are those of ``evidence_files.py``.
+"""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA: Literal[1] = 1
+
+
+class Strict(BaseModel):
+    """Base of all that evidence holds: frozen, no unknown key, no infinite number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Cell(Strict):
+    """One claim: machine profile x model x trace x system x budget, and how it is executed.
+
+    Attributes:
+        profile_hash: Of the machine's and the runtime's figures.
+        fit_traces: Hashes of the traces that figures were fitted on.
+        trace_hash: Of exactly the requests that are served.
+        budget: As the user gave it.
+        routing: Whether routes are forced from the trace or the model's own on the trace's tokens.
+        warm_tokens: Decode tokens that are executed and not counted, before ``tokens`` that are.
+        held_out: Whether nothing of it was fitted.
+    """
+
+    backend: str
+    hardware: str
+    runtime: str
+    profile_hash: str
+    fit_traces: tuple[str, ...]
+    model: str
+    trace: str
+    trace_hash: str
+    system: str
+    cache: str
+    prefetch: str
+    schedule: str
+    timing_free: bool
+    budget: str
+    expert_budget_bytes: int = Field(gt=0)
+    routing: Literal["forced", "own"]
+    warm_tokens: int = Field(ge=0)
+    tokens: int = Field(ge=1)
+    repeats: int = Field(ge=1)
+    held_out: bool
+    moesim: str
+
+    @property
+    def id(self) -> str:
+        """Hash of everything that determines the cell."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What two cells share that differ in the system alone: they are ranked and interleaved."""
+        return (self.hardware, self.runtime, self.model, self.trace_hash, self.budget)
+
+
+class Times(Strict):
+    """Latencies in ms."""
+
+    mean_tpot: float = Field(gt=0)
+    p50_tpot: float = Field(gt=0)
+    p99_tpot: float = Field(gt=0)
+    mean_ttft: float | None = None
+
+
+class Busy(Strict):
+    """Where a run's time went, in ns; ``served`` is from the first arrival to the last token."""
+
+    served: int
+    link: int
+    experts: int
+    contention: int
+
+
+class Outcome(Strict):
+    """What one run, replayed or executed, came to.
+
+    Attributes:
+        gaps_ms: Between the counted tokens, in order.
+        counts: Hits, late hits, partial hits, misses and bytes, by their name in a result row.
+    """
+
+    times: Times
+    gaps_ms: tuple[float, ...]
+    counts: dict[str, int]
+    busy: Busy
+
+
+class Job(Strict):
+    """One job of one token's timeline."""
+
+    track: str
+    name: str
+    begin_ns: int
+    end_ns: int
+
+
+class Prediction(Strict):
+    """What was written down before anything was executed."""
+
+    schema_version: Literal[1] = SCHEMA
+    cell: Cell
+    outcome: Outcome
+    evidence: str
+    band: float
+    decisions: int
+    decisions_hash: str
+    timeline: tuple[Job, ...]
+
+
+class Difference(Strict):
+    """The first decision that an execution took otherwise; None on a side that decided nothing."""
+
+    step: int
+    layer: int
+    predicted: str | None
+    executed: str | None
+
+
+class Decisions(Strict):
+    """How many layer events were decided otherwise than predicted.
+
+    Attributes:
+        exact: Whether commands were compared whole, numbers and places included (timing-free
+            systems), or by what is copied and run, and where.
+    """
+
+    exact: bool
+    events: int
+    differing: int
+    first: Difference | None
+
+
+class Execution(Strict):
+    """One execution that counts; earlier attempts were discarded because an anchor moved."""
+
+    outcome: Outcome
+    decisions: Decisions
+    attempts: int = Field(ge=1)
+    anchors_before_ns: dict[str, int]
+    anchors_after_ns: dict[str, int]
+
+
+class Provenance(Strict):
+    """Where, when and by what: names of parts and versions, never of a host or a folder."""
+
+    machine: dict[str, str]
+    versions: dict[str, str]
+    commit: str
+    command: str
+    anchors_ns: dict[str, int]
+    predicted_at: str
+    began_at: str
+    ended_at: str
+
+
+class Judgement(Strict):
+    """What follows from a cell's figures; see ``judge``.
+
+    Attributes:
+        error: Relative, by figure.
+        error_ms: The same in ms.
+        tolerance: By figure; what has none is reported and not judged.
+        gap_ms: Measured minus predicted time of the whole run, by cause; they add up to it.
+        drift: The furthest that an anchor lay from its value at calibration.
+    """
+
+    measured: Times
+    spread: float
+    ttft_spread: float | None
+    repeatable: bool
+    error: dict[str, float]
+    error_ms: dict[str, float]
+    tolerance: dict[str, float]
+    gap_ms: dict[str, float]
+    drift: float
+    decisions_right: bool
+    within: bool
+
+
+class Evidence(Strict):
+    """All that is known of one cell."""
+
+    schema_version: Literal[1] = SCHEMA
+    prediction_hash: str
+    prediction: Prediction
+    executions: tuple[Execution, ...] = Field(min_length=1)
+    timeline: tuple[Job, ...]
+    provenance: Provenance
+    judged: Judgement
+
+
+class Check(Strict):
+    """A system run on the model's own routes, against the resident model and against a replay.
+
+    Attributes:
+        largest_logit_difference: Relative to the largest logit, against every expert resident.
+        same_text: Whether greedy decoding gives the resident model's tokens.
+        first: The first decision in which a replay of the routes just served differs, where the
+            system is timing-free; else the first that a fresh controller fed the facts differs in.
+    """
+
+    system: str
+    timing_free: bool
+    decisions: int
+    first: str | None
+    largest_logit_difference: float
+    lossless_on_gpu: bool
+    same_text: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether decisions, text and, where no expert ran on the CPU, every logit are equal."""
+        equal = self.largest_logit_difference == 0 or not self.lossless_on_gpu
+        return self.first is None and self.same_text and equal
+
+
+class Checks(Strict):
+    """What a backend asserted before any cell was executed."""
+
+    schema_version: Literal[1] = SCHEMA
+    checks: tuple[Check, ...]
+
+
+class Calibration(Strict):
+    """What figures were made from: the machine, its anchors then, the traces fitted on by hash."""
+
+    schema_version: Literal[1] = SCHEMA
+    fingerprint: dict[str, str]
+    anchors_ns: dict[str, int]
+    fit_traces: tuple[str, ...]

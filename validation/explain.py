@@ -1,0 +1,96 @@
+"""Where a prediction and the truth part, first difference first, by cause."""
+
+from collections.abc import Iterator
+from statistics import fmean
+
+from moesim.validation.evidence import Evidence
+from moesim.validation.judge import CAUSES
+from moesim.validation.tables import verdict_of
+
+COUNTS = ("hits", "late_hits", "partial_hits", "misses", "cpu_experts")
+MOST_DIGITS = 200
+
+
+def explain(one: Evidence) -> Iterator[str]:
+    """Yield what a reader must know of one cell, a line at a time."""
+    cell, judged, predicted = one.prediction.cell, one.judged, one.prediction.outcome
+    yield (
+        f"{cell.budget} {cell.system}: TPOT predicted {predicted.times.mean_tpot:.3f} ms, measured "
+        f"{judged.measured.mean_tpot:.3f} ({judged.error['mean_tpot']:+.1%}); {verdict_of(one)}"
+    )
+    yield f"  decisions   {_decisions(one)}"
+    yield f"  time        {_first_token(one)}"
+    yield f"  by cause    {_causes(one)}"
+    yield f"  outcomes    {_counts(one)}"
+    yield (
+        f"  noise       spread {judged.spread:.1%}, anchors moved up to {judged.drift:.1%} "
+        "from calibration"
+    )
+
+
+def order(found: list[Evidence]) -> list[Evidence]:
+    """Return cells with those that were decided otherwise first, then by the size of the error."""
+    return sorted(
+        found,
+        key=lambda one: (one.judged.decisions_right, -abs(one.judged.error["mean_tpot"])),
+    )
+
+
+def _decisions(one: Evidence) -> str:
+    worst = max(one.executions, key=lambda execution: execution.decisions.differing)
+    found = worst.decisions
+    if found.first is None:
+        return f"all {found.events} layer events decided alike in {len(one.executions)} executions"
+    first, share = found.first, found.differing / found.events
+    routes = "" if one.prediction.cell.routing == "forced" else "on the model's own routes "
+    return (
+        f"{routes}{found.differing} of {found.events} layer events differ ({share:.1%}); first in "
+        f"step {first.step} layer {first.layer}: predicted {_short(first.predicted)}, "
+        f"executed {_short(first.executed)}"
+    )
+
+
+def _first_token(one: Evidence) -> str:
+    """Return the first counted token whose time, averaged over executions, leaves the tolerance."""
+    limit = one.judged.tolerance["mean_tpot"]
+    predicted = one.prediction.outcome.gaps_ms
+    runs = [execution.outcome.gaps_ms for execution in one.executions]
+    measured = [fmean(gaps) for gaps in zip(*runs, strict=True)]
+    for token, (ours, theirs) in enumerate(zip(predicted, measured, strict=True), 1):
+        if abs(ours - theirs) > limit * theirs:
+            beyond = sum(abs(a - b) > limit * b for a, b in zip(predicted, measured, strict=True))
+            return (
+                f"parts at counted token {token}: predicted {ours:.3f} ms, measured {theirs:.3f}; "
+                f"{beyond} of {len(predicted)} tokens are off by more than {limit:.1%}"
+            )
+    return f"no token is off by more than {limit:.1%}"
+
+
+def _causes(one: Evidence) -> str:
+    gap = one.judged.gap_ms
+    parts = sorted(CAUSES, key=lambda cause: -abs(gap[cause]))
+    return f"{gap['total']:+.1f} ms over the run (measured minus predicted): " + ", ".join(
+        f"{cause} {gap[cause]:+.1f}" for cause in parts
+    )
+
+
+def _counts(one: Evidence) -> str:
+    ours = one.prediction.outcome.counts
+    theirs = [execution.outcome.counts for execution in one.executions]
+    shown = []
+    for name in COUNTS:
+        low, high = (side(counts[name] for counts in theirs) for side in (min, max))
+        if ours[name] or high:
+            measured = f"{low}" if low == high else f"{low} to {high}"
+            shown.append(f"{name.replace('_', ' ')} {ours[name]} / {measured}")
+    moved = [
+        sum(v for k, v in counts.items() if k.startswith("bytes_")) for counts in (ours, *theirs)
+    ]
+    shown.append(f"MB copied {moved[0] / 1e6:.1f} / {fmean(moved[1:]) / 1e6:.1f}")
+    return "predicted / executed: " + ", ".join(shown)
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "nothing"
+    return text if len(text) <= MOST_DIGITS else text[:MOST_DIGITS] + "…"

@@ -1,0 +1,107 @@
+"""What a user of ``moesim validate`` asks for, and what of it can be refused without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moesim.hardware_profiles import ProfileError
+from moesim.hardware_profiles.units import parse_bytes, parse_ppm
+from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.validation.cells import choose_system, split_list
+
+BACKENDS = {"cpu": "moesim.validation.session"}
+"""By name, the module whose ``run_session(wishes)`` carries a validation out."""
+ROUTINGS = ("forced", "own")
+DEFAULT_SYSTEMS = "on-demand,mixtral-offloading,lru+next_gate:horizon=1"
+PROTOCOL_TOKENS = (20, 100)
+QUICK_TOKENS = {"cpu": (10, 50)}
+"""Where a backend's own default is shorter than the protocol's: on a CPU equal decisions are the
+point, and they are to be had in two minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """The options of the command, as they were given; None is the backend's own choice.
+
+    Attributes:
+        warm: Decode tokens that are not counted; ``tokens`` are those that are.
+        repeats: Executions of each cell.
+    """
+
+    backend: str
+    model: str | None
+    trace: Path | None
+    system: str | None
+    vram: str
+    hardware: str | None
+    runtime: str | None
+    routing: str
+    warm: int | None
+    tokens: int | None
+    repeats: int
+    minutes: float | None
+    output: Path | None
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Warm tokens, tokens that count, executions."""
+        warm, tokens = QUICK_TOKENS.get(self.backend, PROTOCOL_TOKENS)
+        return (
+            warm if self.warm is None else self.warm,
+            tokens if self.tokens is None else self.tokens,
+            self.repeats,
+        )
+
+    @property
+    def systems(self) -> list[str]:
+        """The systems, one by one."""
+        return split_list("--system", self.system or DEFAULT_SYSTEMS)
+
+    @property
+    def budgets(self) -> list[str]:
+        """The budgets, one by one."""
+        return split_list("--vram", self.vram)
+
+
+def check_wishes(wishes: Wishes) -> None:
+    """Refuse what cannot be done before anything slow begins.
+
+    Raises:
+        InputError: One line that names the option, its value and the way out.
+    """
+    if wishes.backend not in BACKENDS:
+        raise UnknownNameError("backend", wishes.backend, BACKENDS)
+    if wishes.routing not in ROUTINGS:
+        raise UnknownNameError("routing", wishes.routing, ROUTINGS)
+    if (wishes.hardware is None) != (wishes.runtime is None):
+        given, lacking = ("--hardware", "--runtime")
+        if wishes.hardware is None:
+            given, lacking = lacking, given
+        raise InputError(f"{given} is given without {lacking}; give both, or neither to measure")
+    if (wishes.model is None) != (wishes.trace is None):
+        raise InputError("give --model and --trace together, or neither for the reference model")
+    if wishes.trace is not None and not wishes.trace.is_file():
+        raise InputError(f"--trace {wishes.trace}: no such file")
+    _check_output(wishes.output)
+    for text in wishes.systems:
+        choose_system(text)
+    for text in wishes.budgets:
+        _check_budget(text)
+
+
+def _check_output(output: Path | None) -> None:
+    if output is not None:
+        if output.exists() and not output.is_dir():
+            raise InputError(f"-o {output}: is a file; name a folder")
+        if not output.absolute().parent.is_dir():
+            raise InputError(f"-o {output}: there is no folder {output.parent}")
+
+
+def _check_budget(text: str) -> None:
+    try:
+        usable = parse_ppm(text) > 0 if text.endswith("%") else parse_bytes(text) > 0
+    except ProfileError:
+        usable = False
+    if not usable:
+        raise InputError(
+            f"--vram {text}: give shares of the experts or sizes, such as 25% or 12GiB"
+        )
