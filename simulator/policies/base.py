@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from moesim.simulator.terms import Device, Phase, Verdict
+from moesim.traces import RoutingTrace
 
 
 class Costs(Protocol):
@@ -69,6 +70,7 @@ class RunInfo:
         follows_LEE: How often expert b of layer l+1 was chosen by tokens that chose a in layer l,
             ``[l, a, b]``, in the profile trace; needs ``transitions``.
         future: The demands to come; needs ``future``.
+        profile_trace: The profile trace itself, with its signals; needs ``profile``.
     """
 
     layers: int
@@ -81,6 +83,7 @@ class RunInfo:
     popularity_LE: np.ndarray[Any, np.dtype[np.int64]] | None = None
     follows_LEE: np.ndarray[Any, np.dtype[np.int64]] | None = None
     future: Future | None = None
+    profile_trace: RoutingTrace | None = None
 
     @property
     def equal_experts(self) -> bool:
@@ -135,6 +138,8 @@ class View:
         phases: Phase of each request of the step.
         signals: What the trace or the model gave at or before this point.
         queued_bytes: Copies handed over and not yet reported ended.
+        predicted: How likely each expert is to be chosen at its layer's next turn, as the prefetch
+            policy last judged; a prefetch policy that knows writes it, a cache policy may read it.
     """
 
     residency: Residency
@@ -145,6 +150,7 @@ class View:
     phases: tuple[Phase, ...] = ()
     signals: Mapping[str, Any] = field(default_factory=dict)
     queued_bytes: int = 0
+    predicted: dict[int, float] = field(default_factory=dict)
 
     @property
     def is_decode(self) -> bool:
@@ -160,8 +166,7 @@ class Evictable(Protocol):
     def __iter__(self) -> Iterator[int]: ...
 
 
-@dataclass(slots=True)
-class Demand:
+class Demand(NamedTuple):
     """What one layer needs, as judged when its router has run.
 
     Attributes:
@@ -244,6 +249,15 @@ class CachePolicy(Policy):
     def on_touch(self, expert: int, view: View) -> None:
         """Learn that a token of this event chose the expert."""
 
+    def on_touches(self, experts: Sequence[int], view: View) -> None:
+        """Learn all touches of an event at once; a class may do so faster than one by one.
+
+        It must come to the same. A class that inherits this and has an ``on_touch`` of its own is
+        told one by one.
+        """
+        for expert in experts:
+            self.on_touch(expert, view)
+
     def on_admit(self, expert: int, view: View) -> None:
         """Learn that the expert has been given room."""
 
@@ -307,6 +321,12 @@ class Group(NamedTuple):
 
     device: Device
     experts: Sequence[int]
+
+
+def one_by_one(device: Device, experts: Iterable[int]) -> list[Group]:
+    """Return a launch for each expert."""
+    new = tuple.__new__  # half the time of Group(...), which is Python
+    return [new(Group, (device, (expert,))) for expert in experts]
 
 
 class SchedulePolicy(Policy):

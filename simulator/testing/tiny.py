@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from moesim.traces import RoutingTrace, SelectionRule, SignalSpec, TraceHeader
 
-# T tokens, L MoE layers, E experts of a layer, K chosen, H horizons, M top-m.
+# T tokens, L MoE layers, E experts of a layer, K chosen, H horizons, M top-m, D width.
 
 Rows = Sequence[Sequence[Sequence[int]]]
 """Choices [token][layer][rank] as expert numbers of their layer."""
 
 HORIZONS = 2
+WIDTH = 8
 
 
 def trace_of(
@@ -82,7 +83,8 @@ def tiny_trace(
 
     The tasks prefer different experts and a token resembles the one before it, so that caches have
     something to keep. ``look_in_TLHM`` promises the next two layers, its first k about four times
-    in five rightly; ``router_probs_TLE`` reproduces ids and gates.
+    in five rightly; ``router_probs_TLE`` and the ``router_top`` pair reproduce ids and gates;
+    ``embedding_TD`` is random.
 
     >>> tiny_trace().validate("tiny")
     """
@@ -103,19 +105,30 @@ def tiny_trace(
     width = min(2 * top_k, experts)
     noisy_TLE = logits_TLE + rng.normal(0.0, 0.7, logits_TLE.shape)
     look_TLHM, score_TLHM = _look_ahead(trace, noisy_TLE, width)
+    embedding_TD = rng.normal(0.0, 1.0, (trace.tokens, WIDTH)).astype(np.float32)
     spec = SignalSpec(tap="residual after attention", known_at="layer_routed", producer="router")
-    names = ("router_probs_TLE", "look_in_TLHM", "look_in_score_TLHM")
+    top_TLM = ranked_TLE[..., :width].astype(np.int16)
+    routed = {
+        "router_probs_TLE": probs_TLE,
+        "router_top_TLM": top_TLM,
+        "router_top_score_TLM": np.take_along_axis(probs_TLE, top_TLM.astype(np.int64), axis=2),
+        "look_in_TLHM": look_TLHM,
+        "look_in_score_TLHM": score_TLHM,
+    }
     header = trace.header.model_copy(
         update={
             "selection": SelectionRule(score="softmax", normalise=True),
-            "signals": dict.fromkeys(names, spec),
+            "signals": {
+                **dict.fromkeys(routed, spec),
+                "embedding_TD": spec.model_copy(update={"known_at": "step_begin"}),
+            },
         }
     )
     return replace(
         trace,
         header=header,
         gate_TLK=chosen_TLK / chosen_TLK.sum(axis=2, keepdims=True),
-        signals=dict(zip(names, (probs_TLE, look_TLHM, score_TLHM), strict=True)),
+        signals={**routed, "embedding_TD": embedding_TD},
     )
 
 
@@ -127,6 +140,8 @@ def rename_experts(trace: RoutingTrace, new_LE: NDArray[np.int64]) -> RoutingTra
     signals = dict(trace.signals)
     if "router_probs_TLE" in signals:
         signals["router_probs_TLE"] = signals["router_probs_TLE"][:, at_L1, old_LE]
+    if "router_top_TLM" in signals:
+        signals["router_top_TLM"] = new_LE[at_L1, signals["router_top_TLM"]].astype(np.int16)
     if "look_in_TLHM" in signals:
         look_TLHM = signals["look_in_TLHM"]
         renamed_TLHM = np.full_like(look_TLHM, -1)

@@ -10,8 +10,14 @@ from moesim.hardware_profiles.runtime_schema import FOLDER, RuntimeProfile, runt
 
 
 def test_the_runtimes_asked_for_ship() -> None:
-    """Four kinds of software can be compared."""
-    assert runtime_names() == ["accelerate", "hf-eager", "moe-infinity-oss", "moesim-graph"]
+    """Five kinds of software can be compared."""
+    assert runtime_names() == [
+        "accelerate",
+        "hf-eager",
+        "layer-streamer",
+        "moe-infinity-oss",
+        "moesim-graph",
+    ]
 
 
 @pytest.mark.parametrize("name", runtime_names())

@@ -1,6 +1,7 @@
 """Evict the expert that has gone unused for longest."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
 from moesim.simulator.policies.quotas import PerPool, Scope, split
@@ -32,6 +33,16 @@ class LeastRecentlyUsed(CachePolicy):
         ages = self._ages.of(expert)
         ages[expert] = None
         ages.move_to_end(expert)
+
+    def on_touches(self, experts: Sequence[int], view: View) -> None:
+        """Move the experts, which are of one layer, to the young end."""
+        if not experts:
+            return
+        ages = self._ages.of(experts[0])
+        ages.update(dict.fromkeys(experts))
+        rejuvenate = ages.move_to_end
+        for expert in experts:
+            rejuvenate(expert)
 
     def on_admit(self, expert: int, view: View) -> None:
         """Let a prefetched expert in at the young end; one just touched is there already."""

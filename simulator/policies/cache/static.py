@@ -15,7 +15,8 @@ class Static(CachePolicy):
 
     Args:
         order: ``frequency`` takes the most used of the profile trace; ``uniform`` equally many of
-            each layer, lowest ids first; ``front`` whole layers from the first on; ``random`` any.
+            each layer, lowest ids first; ``front`` whole layers from the first on, ``back`` from
+            the last on, ``spread`` at even distances; ``random`` any.
         scope: ``global``, or ``per_layer`` for an equal share of each layer.
         staging: Slots set apart for experts that do not stay; none takes the top-k of one layer.
         staging_layers: Room for this many whole layers in staging, for whole-layer streaming;
@@ -29,7 +30,7 @@ class Static(CachePolicy):
         self,
         run: RunInfo,
         *,
-        order: Literal["frequency", "uniform", "front", "random"] = "frequency",
+        order: Literal["frequency", "uniform", "front", "back", "spread", "random"] = "frequency",
         scope: Scope = "global",
         staging: int | None = None,
         staging_layers: int = 0,
@@ -61,11 +62,28 @@ class Static(CachePolicy):
             return sorted(everyone, key=lambda expert: (expert % experts, expert))
         if self._order == "random":
             return [int(expert) for expert in self.run.rng.permutation(layers * experts)]
-        if self._order == "front":
-            return everyone
+        if self._order in ("front", "back", "spread"):
+            return [
+                expert
+                for layer in self._layers()
+                for expert in range(layer * experts, (layer + 1) * experts)
+            ]
         assert self.run.popularity_LE is not None
         popularity = self.run.popularity_LE.ravel().tolist()
         return sorted(everyone, key=lambda expert: (-popularity[expert], expert))
+
+    def _layers(self) -> list[int]:
+        """Return the layers in the order in which they are placed."""
+        layers = self.run.layers
+        if self._order == "front":
+            return list(range(layers))
+        if self._order == "back":
+            return list(reversed(range(layers)))
+        room_bytes = self.run.budget_bytes - self._staging_bytes
+        layer_bytes = self.run.experts * max(self.run.expert_bytes_L)
+        placed = min(layers, max(0, room_bytes // layer_bytes))
+        spread = [(2 * at + 1) * layers // (2 * placed) for at in range(placed)]
+        return [*spread, *(layer for layer in range(layers) if layer not in spread)]
 
     def admit(self, expert: int, view: View) -> Verdict:
         """Return that the expert only passes through: those that stay are here already."""

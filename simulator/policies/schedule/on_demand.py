@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View
+from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View, one_by_one
 from moesim.simulator.terms import GPU
 
 __all__ = ["OnDemand"]
@@ -15,4 +15,4 @@ class OnDemand(SchedulePolicy):
 
     def plan(self, demand: Demand, view: View) -> Sequence[Group]:
         """Return one group for each expert."""
-        return [Group(GPU, (expert,)) for expert in demand.experts]
+        return one_by_one(GPU, demand.experts)

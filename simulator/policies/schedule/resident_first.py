@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View
+from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View, one_by_one
 from moesim.simulator.terms import GPU
 
 __all__ = ["ResidentFirst"]
@@ -16,5 +16,6 @@ class ResidentFirst(SchedulePolicy):
     def plan(self, demand: Demand, view: View) -> Sequence[Group]:
         """Return one group of all hits, then one for each expert that is still to come."""
         groups = [Group(GPU, demand.hits)] if demand.hits else []
-        groups += [Group(GPU, (e,)) for e in (*demand.late, *demand.partial, *demand.misses)]
+        if len(demand.hits) < len(demand.experts):
+            groups += one_by_one(GPU, (*demand.late, *demand.partial, *demand.misses))
         return groups
