@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-ORDER = ("simulate", "record", "execute", "trace", "profile", "policy", "system")
+ORDER = (
+    "simulate",
+    "sweep",
+    "frontier",
+    "plan",
+    "record",
+    "execute",
+    "trace",
+    "profile",
+    "policy",
+    "system",
+)
 
 
 def _show_version(asked: bool) -> None:

@@ -5,19 +5,30 @@ it draws, and without its global state: no window, style or figure outlives a ca
 own settings do not enter. Equal runs give equal files.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from moesim.simulator.errors import InputError
 from moesim.simulator.plot_panels import THEMES, fill, style
 from moesim.simulator.run_series import RunSeries, series_of
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from moesim.simulator.runs import RunResult
 
-__all__ = ["RunSeries", "draw", "plot_run", "series_of"]
+__all__ = ["RunSeries", "draw", "plot_run", "save", "series_of"]
 
 FORMATS = ("png", "svg", "pdf")
+
+
+class Paint(Protocol):
+    """Fills an empty figure, in the colours of a theme."""
+
+    def __call__(self, figure: "Figure", /, *, theme: Mapping[str, str]) -> None:
+        """Paint."""
 
 
 def plot_run(result: "RunResult", path: Path, *, dark: bool = False) -> None:
@@ -49,6 +60,11 @@ def draw(series: RunSeries, path: Path, *, dark: bool = False) -> None:
         InputError: The format is not one of those, the place cannot be written, or matplotlib is
             not installed.
     """
+    save(partial(fill, series=series), path, dark=dark)
+
+
+def save(paint: Paint, path: Path, *, dark: bool = False) -> None:
+    """Draw whatever ``paint`` paints into a file; for the rest see `draw`."""
     file_format = check_suffix(path)
     try:
         import matplotlib as mpl  # noqa: PLC0415  an extra, and slow to import
@@ -64,7 +80,7 @@ def draw(series: RunSeries, path: Path, *, dark: bool = False) -> None:
         mpl.rcdefaults()
         mpl.rcParams.update(style(THEMES[dark]))
         figure = Figure(figsize=(10, 7.4), layout="constrained")
-        fill(figure, series, THEMES[dark])
+        paint(figure, theme=THEMES[dark])
         try:
             figure.savefig(draft, format=file_format, dpi=150, metadata=undated[file_format])
             draft.replace(path)

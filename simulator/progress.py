@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """Yield a function that is told how much has been done since its last call."""
     from rich.console import Console  # noqa: PLC0415  only when a command runs
     from rich.progress import (  # noqa: PLC0415

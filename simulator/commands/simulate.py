@@ -54,7 +54,7 @@ def simulate(
     weights_format: WeightsFormat = None,
     cost_of: CostOf = None,
     profile_trace: ProfileTrace = None,
-    engine: Engine = "simpy",
+    engine: Engine = "clock",
     seed: Seed = 0,
     requests: Requests = None,
     json_out: JsonOut = None,
@@ -114,14 +114,10 @@ def _check_outputs(
     json_out: str | None, csv_out: Path | None, timeline: Path | None, plot: Path | None
 ) -> None:
     """Refuse an output that cannot be written before the run, not after it."""
-    from moesim.simulator.errors import InputError
+    from moesim.simulator.commands.outputs import check_targets
 
     json_path = Path(json_out) if json_out not in (None, "-") else None
-    for target in filter(None, (json_path, csv_out, timeline, plot)):
-        if not target.absolute().parent.is_dir():
-            raise InputError(f"{target}: there is no folder {target.parent}; make it first")
-        if target.is_dir():
-            raise InputError(f"{target}: is a folder; name a file")
+    check_targets(json_path, csv_out, timeline, plot)
     if csv_out is not None:
         from moesim.simulator.results import check_csv
 

@@ -1,0 +1,57 @@
+"""``moesim sweep`` as a user calls it; what is in the results is tested with `run_sweep`."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def sweep_file(sample: Path, tmp_path: Path) -> Path:
+    """Return a sweep of three runs, one of which cannot be."""
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"base: {{trace: {sample}, hardware: rtx4090, cost_of: mixtral-8x7b, format: int4,"
+        " requests: 1}\ngrid: {slots: [48, 96, 0]}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_sweep_is_listed_run_listed_again_and_left_alone(
+    cli, sweep_file: Path, tmp_path: Path
+) -> None:
+    """The list tells what is to do, done and impossible; a failure is exit code 1 and one line."""
+    out = tmp_path / "out.csv"
+    before = cli("sweep", sweep_file, "-o", out, "--dry-run")
+    assert before.code == 0
+    assert "3 runs, 3 different" in before.out
+    assert before.out.count("to do") == 2
+    assert not out.exists()
+    first = cli("sweep", sweep_file, "-o", out, "--jobs", 1)
+    assert first.code == 1
+    assert f"{out}: 2 runs done, 0 were there, 1 failed" in first.err
+    assert "--slots 0: expected a number of experts" in first.err
+    with out.open(encoding="utf-8") as file:
+        assert [row["slots"] for row in csv.DictReader(file)] == ["48", "96"]
+    rows = out.read_bytes()
+    after = cli("sweep", sweep_file, "-o", out, "--dry-run")
+    assert after.out.count("done") == 2
+    again = cli("sweep", sweep_file, "-o", out, "--jobs", 1)
+    assert f"{out}: 0 runs done, 2 were there, 1 failed" in again.err
+    assert out.read_bytes() == rows
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-o", "nowhere/o.csv"), "there is no folder nowhere; make it first"),
+        (("-o", "o.csv", "--jobs", 2, "--dask", "tcp://a:1"), "give --jobs 2 or --dask tcp://a:1"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(cli, sweep_file: Path, words, message: str) -> None:
+    """Before any worker begins."""
+    done = cli("sweep", sweep_file, *words)
+    assert done.code == 1
+    assert message in done.err
+    assert done.err.count("\n") == 1
