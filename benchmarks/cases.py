@@ -1,29 +1,32 @@
 """What the benchmarks measure: a trace, a machine, a share of the experts in VRAM."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moesim.simulator.demands import Workload
-from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.ledger import Counts
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.runs import Prepared, RunSpec, prepare
+from moesim.simulator.registry import Axis
+from moesim.simulator.runs import ENGINES, Prepared, RunSpec, prepare
 from moesim.traces import RoutingTrace, load, synthetic
 
 SEED = 0
 SHARES = (50, 75, 90)
 RECORDED = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces"
-PLAIN = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
+PLAIN: Mapping[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
+AHEAD: Mapping[Axis, str] = {**PLAIN, "prefetch": "oracle"}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One trace at one share of experts in VRAM, LRU without prefetch."""
+    """One trace at one share of experts in VRAM: LRU, without prefetch unless said otherwise."""
 
     name: str
     trace: RoutingTrace
     share: int
     model: str | None = None
+    policies: Mapping[Axis, str] = field(default_factory=lambda: PLAIN)
 
     def prepare(self) -> Prepared:
         """Return the run with its names resolved."""
@@ -32,7 +35,7 @@ class Case:
                 trace=self.trace,
                 trace_name=self.name,
                 hardware="h100-sxm",
-                policies=PLAIN,
+                policies=self.policies,
                 model=self.model,
                 memory=MemorySpec(slots=f"{self.share}%"),
                 seed=SEED,
@@ -54,6 +57,7 @@ def cases(tokens: int) -> list[Case]:
     )
     name = "synthetic 48x128 top-8"
     found = [Case(name, trace, share, "qwen3-30b-a3b") for share in SHARES]
+    found += [Case(f"{name}, ahead", trace, share, "qwen3-30b-a3b", AHEAD) for share in SHARES]
     for folder, requests in (("gpt-oss-20b", 4), ("bigmoe-qwen", 1), ("deepseek-v2-lite-esft", 8)):
         if (RECORDED / folder).is_dir():
             recorded = load(RECORDED / folder).head(requests=requests)
@@ -61,11 +65,11 @@ def cases(tokens: int) -> list[Case]:
     return found
 
 
-def run_simpy(prepared: Prepared) -> Counts:
-    """Replay on the SimPy engine, and nothing else: no bounds, no row."""
+def run_engine(prepared: Prepared, name: str) -> Counts:
+    """Replay on an engine, and nothing else: no bounds, no row."""
     sizes_L, experts = prepared.sizes_L, prepared.spec.trace.experts
     controller = prepared.controller()
-    engine = SimpyEngine(
+    engine = ENGINES[name](
         controller,
         Workload(prepared.spec.trace),
         prepared.costs,

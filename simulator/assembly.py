@@ -62,6 +62,7 @@ def assemble(
             popularity_LE=popularity(counted) if counted and "profile" in needs else None,
             follows_LEE=transitions(counted) if counted and "transitions" in needs else None,
             future=future if "future" in needs else None,
+            profile_trace=counted if "profile" in needs else None,
         )
         built[axis] = policies[axis].build(runs[axis])
     return Controller(

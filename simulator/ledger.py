@@ -76,6 +76,7 @@ class Timings:
     ``engines`` holds busy time by copy engine (``h2d``, ``d2h``, ``peer``, ``nvme``). Of the GPU's
     time, ``dense`` is attention, dense part and routers, ``experts`` the runs of experts, ``head``
     what makes the token, and ``slow_down`` what all three lost because copies ran beside them.
+    ``longest_gap_ns`` is the longest time, in decode, for which a real host loop looked at nothing.
     """
 
     span_ns: int = 0
@@ -87,6 +88,7 @@ class Timings:
     host_busy_ns: int = 0
     cpu_busy_ns: int = 0
     decision_ns: int = 0
+    longest_gap_ns: int = 0
     engines_busy_ns: dict[str, int] = field(default_factory=dict)
     engine_bytes: dict[str, int] = field(default_factory=dict)
     engine_copies: dict[str, int] = field(default_factory=dict)

@@ -5,154 +5,236 @@ jobs, each of which begins once it was issued, the jobs before it are done, and 
 have ended. Only the host submits, in order, and may issue ahead of the clock.
 
 So a job's begin and end are *certain* long before they come, as soon as those of the jobs it waits
-for are: they are computed then, and SimPy carries the host alone. A kernel's duration is the one
-thing that must look around (do copies run as it begins?); where that is not certain yet, its server
-says when to look.
+for are: they are computed then, by arithmetic, and no engine needs an event for them. A kernel's
+duration is the one thing that must look around (do copies run as it begins?), and nobody needs a
+kernel's end before the host waits for it. So kernels are settled late, many at once, where less is
+uncertain.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
+from enum import IntEnum
 
-import simpy
-
-Process = Generator[simpy.Event, None, None]
 Span = tuple[str, object, int, int]
 """Where, what, begin and end in ns."""
 
+Ends = dict[int, int | None]
+"""When each job ends, by number; None until it is certain."""
 
-class Job:
-    """One kernel, copy or CPU run; its end is None until it is certain.
-
-    ``label`` is what a timeline shows: a text, a layer's number for its attention, or the command
-    that the job carries out.
-    """
-
-    __slots__ = ("after", "ends_ns", "followers", "issued_ns", "label", "ns", "size")
-
-    def __init__(
-        self, label: object, ns: int, issued_ns: int, after: Sequence["Job"] = (), size: int = 0
-    ) -> None:
-        self.label = label
-        self.ns = ns
-        self.issued_ns = issued_ns
-        self.after = after
-        self.size = size
-        self.ends_ns: int | None = None
-        self.followers: list[Server] | None = None
-
-    def has_ended(self, now_ns: int) -> bool:
-        """Return whether the job is over; one that ends at this very instant is."""
-        return self.ends_ns is not None and self.ends_ns <= now_ns
+FOREVER = 1 << 62
+"""Later than anything: the host hands over nothing more before it has what it waits for."""
 
 
 class Server:
-    """One FIFO of jobs.
+    """A copy engine, the CPU's workers or whoever answers asks: one FIFO of jobs.
 
     Args:
         name: What a timeline calls it.
-        duration_ns: Duration of a job that begins at a time, or None if that is not certain before
-            that time.
+        duration_ns: Duration of a job from its work (bytes or ns) and the idle time before it.
+        ends: Where the ends of all jobs are kept.
+        waiting: Where servers whose next job waits for another's end are kept.
         spans: Where to note every job, if anywhere.
-        is_observed: Whether somebody asks ``is_busy_at``.
 
     Attributes:
         free_ns: When the last job whose times are certain ends.
-        looks_at_ns: When the job in turn begins, where its duration is not certain before.
-        busy_ns: Time in those jobs; ``bytes`` and ``jobs`` are counted beside it.
+        busy_ns: Time in those jobs; ``work`` and ``jobs`` are counted beside it.
+        busy: Their begins and ends, if ``is_observed``, until the observer lets them go.
+        unreported: Numbers of the jobs whose end the host has not noticed, in order.
     """
 
     def __init__(
         self,
         name: str,
-        duration_ns: Callable[[Job, int], int | None],
-        spans: list[Span] | None = None,
+        duration_ns: Callable[[int, int], int],
+        ends: Ends,
+        waiting: list["Server"],
+        spans: list[Span] | None,
         *,
         is_observed: bool = False,
     ) -> None:
         self.name = name
         self.free_ns = 0
         self.busy_ns = 0
-        self.bytes = 0
+        self.work = 0
         self.jobs = 0
+        self.busy: deque[tuple[int, int]] = deque()
+        self.unreported: deque[int] = deque()
+        self._is_observed = is_observed
         self._duration_ns = duration_ns
+        self._ends = ends
+        self._waiting = waiting
         self._spans = spans
-        self._queue: deque[Job] = deque()
-        self._busy: deque[tuple[int, int]] | None = deque() if is_observed else None
-        self.looks_at_ns: int | None = None
+        self._queue: deque[tuple[int, object, int, int, Sequence[int]]] = deque()
 
-    def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue and settle whatever has become certain by it."""
-        if self._queue or not self._begin(job):
-            self._queue.append(job)
-        elif job.followers is not None:
-            _settle_all(job.followers)
+    def submit(
+        self, n: int, label: object, work: int, issued_ns: int, after: Sequence[int] = ()
+    ) -> None:
+        """Put a job at the end of the queue; its times follow now if they are certain.
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether the end of every job that was submitted is certain."""
-        return not self._queue
-
-    def is_busy_at(self, at_ns: int) -> bool:
-        """Return whether a job whose times are certain runs at an instant, its begin included.
-
-        Departures come before arrivals: a job that ends at the instant is over. Instants asked for
-        must not go back.
+        Args:
+            n: Its number.
+            label: What a timeline shows: a text, or the command that the job carries out.
+            work: Bytes of a copy, ns of anything else.
+            issued_ns: When it is handed over.
+            after: Numbers of the jobs that it waits for.
         """
-        busy = self._busy
-        assert busy is not None
-        while busy and busy[0][1] <= at_ns:
-            busy.popleft()
-        return bool(busy) and busy[0][0] <= at_ns
+        self.unreported.append(n)
+        if self._queue or not self._begin(n, label, work, issued_ns, after):
+            self._ends[n] = None
+            self._queue.append((n, label, work, issued_ns, after))
+            if self not in self._waiting:
+                self._waiting.append(self)
 
-    def look(self) -> None:
-        """Settle a job whose duration was not certain; the time to look has come."""
-        self.looks_at_ns = None
-        _settle_all([self])
-
-    def settle(self) -> list["Server"]:
-        """Begin the jobs in turn as far as that is certain.
-
-        Returns:
-            Whom to settle next, last first: where others waited for a job they come before the next
-            job here, which may have to see what they do.
-        """
+    def settle(self) -> bool:
+        """Begin the jobs in turn as far as that is certain, and return whether any did."""
         queue = self._queue
-        while queue and self.looks_at_ns is None and self._begin(queue[0]):
-            job = queue.popleft()
-            if job.followers is not None:
-                return [self, *job.followers]
-        return []
+        before = len(queue)
+        while queue and self._begin(*queue[0]):
+            queue.popleft()
+        if not queue:
+            self._waiting.remove(self)
+        return len(queue) < before
 
-    def _begin(self, job: Job) -> bool:
+    def next_end_ns(self) -> int | None:
+        """Return when the next job ends of which the host does not know; None if not certain."""
+        return self._ends[self.unreported[0]] if self.unreported else None
+
+    def take_ended(self, now_ns: int) -> list[int]:
+        """Return the numbers of the jobs that have ended and were not reported."""
+        unreported, ends = self.unreported, self._ends
+        ended = []
+        while unreported:
+            ends_ns = ends[unreported[0]]
+            if ends_ns is None or ends_ns > now_ns:
+                break
+            ended.append(unreported.popleft())
+        return ended
+
+    def _begin(
+        self, n: int, label: object, work: int, issued_ns: int, after: Sequence[int]
+    ) -> bool:
         """Compute the times of the next job in turn, and return whether they are certain."""
-        begins_ns = job.issued_ns
-        if self.free_ns > begins_ns:
-            begins_ns = self.free_ns
-        for other in job.after:
-            if other.ends_ns is None:
-                if other.followers is None:
-                    other.followers = []
-                other.followers.append(self)
+        free_ns = self.free_ns
+        begins_ns = issued_ns
+        if free_ns > begins_ns:
+            begins_ns = free_ns
+        for other in after:
+            end_ns = self._ends[other]
+            if end_ns is None:
                 return False
-            if other.ends_ns > begins_ns:
-                begins_ns = other.ends_ns
-        duration_ns = self._duration_ns(job, begins_ns)
-        if duration_ns is None:
-            self.looks_at_ns = begins_ns
-            return False
-        job.ends_ns = self.free_ns = ends_ns = begins_ns + duration_ns
+            if end_ns > begins_ns:
+                begins_ns = end_ns
+        duration_ns = self._duration_ns(work, begins_ns - free_ns)
+        self._ends[n] = self.free_ns = ends_ns = begins_ns + duration_ns
         self.busy_ns += duration_ns
         self.jobs += 1
-        self.bytes += job.size
-        if self._busy is not None:
-            self._busy.append((begins_ns, ends_ns))
+        self.work += work
+        if self._is_observed:
+            self.busy.append((begins_ns, ends_ns))
         if self._spans is not None:
-            self._spans.append((self.name, job.label, begins_ns, ends_ns))
+            self._spans.append((self.name, label, begins_ns, ends_ns))
         return True
 
 
-def _settle_all(unsettled: list[Server]) -> None:
-    """Settle servers until nothing more becomes certain."""
-    while unsettled:
-        followers = unsettled.pop().settle()
-        unsettled += followers
+class Kind(IntEnum):
+    """What a kernel is for; the GPU's time is counted by it."""
+
+    DENSE = 0
+    EXPERTS = 1
+    HEAD = 2
+    DECIDE = 3
+
+
+class Gpu:
+    """A GPU's compute stream, whose kernels may be slower while copies run beside them.
+
+    Args:
+        link: Whose copies slow kernels down, which a kernel's begin decides.
+        slowed_ns: Duration of a slowed kernel; None where copies do not matter.
+        ends: Where the ends of all jobs are kept.
+        waiting: Servers whose next job waits for another's end.
+        spans: Where to note every kernel, if anywhere.
+
+    Attributes:
+        free_ns: When the last kernel whose times are certain ends.
+        busy_ns: Time in those kernels, by `Kind`.
+        slow_down_ns: How much of it was lost because copies ran.
+        looks_at_ns: When the kernel in turn begins, if it is not certain before how long it takes.
+    """
+
+    def __init__(
+        self,
+        link: Server,
+        slowed_ns: Callable[[int], int] | None,
+        ends: Ends,
+        waiting: list[Server],
+        spans: list[Span] | None,
+    ) -> None:
+        self.free_ns = 0
+        self.busy_ns = [0] * len(Kind)
+        self.slow_down_ns = 0
+        self.looks_at_ns: int | None = None
+        self._link = link
+        self._slowed_ns = slowed_ns
+        self._ends = ends
+        self._waiting = waiting
+        self._spans = spans
+        self._queue: deque[tuple[int, Kind, object, int, int, Sequence[int]]] = deque()
+
+    def submit(
+        self,
+        n: int,
+        kind: Kind,
+        label: object,
+        ns: int,
+        issued_ns: int,
+        after: Sequence[int] = (),
+    ) -> None:
+        """Put a kernel of this duration at the end of the queue; see `Server.submit`."""
+        self._ends[n] = None
+        self._queue.append((n, kind, label, ns, issued_ns, after))
+
+    def settle(self, nothing_before_ns: int, until: int | None = None) -> None:
+        """Begin the kernels in turn as far as that is certain.
+
+        Whether copies run is certain up to the link's last certain end, and up to the time before
+        which the host hands over nothing more.
+
+        Args:
+            nothing_before_ns: That time; `FOREVER` while the host waits for what is settled here.
+            until: The job that it waits for; nothing is settled once its end is certain.
+        """
+        queue, ends, link, waiting = self._queue, self._ends, self._link, self._waiting
+        slowed_ns, spans, busy, copies = self._slowed_ns, self._spans, self.busy_ns, link.busy
+        self.looks_at_ns = None
+        while queue and (until is None or ends[until] is None):
+            n, kind, label, ns, issued_ns, after = queue[0]
+            begins_ns = max(issued_ns, self.free_ns)
+            if after:
+                known = [end_ns for n_before in after if (end_ns := ends[n_before]) is not None]
+                if len(known) < len(after):
+                    return
+                begins_ns = max(begins_ns, *known)
+            if slowed_ns is not None:
+                while copies and copies[0][1] <= begins_ns:
+                    copies.popleft()
+                if copies and copies[0][0] <= begins_ns:
+                    alone_ns = ns
+                    ns = slowed_ns(ns)
+                    self.slow_down_ns += ns - alone_ns
+                elif begins_ns > nothing_before_ns and begins_ns >= link.free_ns:
+                    self.looks_at_ns = begins_ns
+                    return
+            queue.popleft()
+            ends[n] = self.free_ns = begins_ns + ns
+            busy[kind] += ns
+            if spans is not None:
+                spans.append(("gpu", label, begins_ns, begins_ns + ns))
+            if waiting:
+                _settle_all(waiting)
+
+
+def _settle_all(waiting: list[Server]) -> None:
+    """Settle the servers that wait for another's job until nothing more becomes certain."""
+    while any(server.settle() for server in list(waiting)):
+        pass

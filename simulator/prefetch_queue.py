@@ -8,29 +8,30 @@ from heapq import heappop, heappush
 
 
 class PrefetchQueue:
-    """Wishes by priority, lowest first; equal ones in the order wished."""
+    """Wishes by priority, lowest first; equal ones in the order wished.
+
+    Attributes:
+        wishes: Priority and serial of each expert wished for.
+    """
 
     def __init__(self, experts: int) -> None:
         self._experts = experts
-        self._wishes: dict[int, tuple[float, int]] = {}
+        self.wishes: dict[int, tuple[float, int]] = {}
         self._heap: list[tuple[float, int, int]] = []
         self._serial = 0
 
-    def __len__(self) -> int:
-        return len(self._wishes)
-
     def put(self, expert: int, priority: float) -> None:
         """Add a wish, or give a standing one another priority; its turn among equals stays."""
-        standing = self._wishes.get(expert)
+        standing = self.wishes.get(expert)
         if standing is not None and standing[0] == priority:
             return
         self._serial += 1
-        self._wishes[expert] = (priority, self._serial)
+        self.wishes[expert] = (priority, self._serial)
         heappush(self._heap, (priority, self._serial, expert))
 
     def first(self) -> int:
         """Return the most urgent expert."""
-        heap, wishes = self._heap, self._wishes
+        heap, wishes = self._heap, self.wishes
         while True:
             priority, serial, expert = heap[0]
             if wishes.get(expert) == (priority, serial):
@@ -39,10 +40,15 @@ class PrefetchQueue:
 
     def remove(self, expert: int) -> None:
         """Forget one wish."""
-        del self._wishes[expert]
+        del self.wishes[expert]
 
     def cancel_layer(self, layer: int) -> None:
         """Forget the wishes for one layer."""
         begin, end = layer * self._experts, (layer + 1) * self._experts
-        for expert in [e for e in self._wishes if begin <= e < end]:
-            del self._wishes[expert]
+        wishes = self.wishes
+        if len(wishes) <= self._experts:
+            cancelled = [expert for expert in wishes if begin <= expert < end]
+        else:
+            cancelled = [expert for expert in range(begin, end) if expert in wishes]
+        for expert in cancelled:
+            del wishes[expert]

@@ -21,10 +21,10 @@ class Pool:
 
     __slots__ = (
         "_free",
+        "_least_free_bytes",
         "capacity_bytes",
         "free_bytes",
         "number",
-        "peak_bytes",
         "rooms",
         "slot_bytes",
     )
@@ -45,17 +45,22 @@ class Pool:
             ]
         self.capacity_bytes = capacity_bytes
         self.free_bytes = capacity_bytes
-        self.peak_bytes = 0
+        self._least_free_bytes = capacity_bytes
 
     def take(self, expert: int, size: int) -> Place:
         """Give the expert room, of which there must be enough, and return it."""
-        self.free_bytes -= size
-        assert self.free_bytes >= 0
-        if self.capacity_bytes - self.free_bytes > self.peak_bytes:
-            self.peak_bytes = self.capacity_bytes - self.free_bytes
+        self.free_bytes = free_bytes = self.free_bytes - size
+        assert free_bytes >= 0
+        if free_bytes < self._least_free_bytes:
+            self._least_free_bytes = free_bytes
         place = self._free.pop() if self._free else Place(Tier.VRAM, 0, self.number, expert)
         self.rooms[expert] = place
         return place
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes that had room at one time."""
+        return self.capacity_bytes - self._least_free_bytes
 
     def release(self, expert: int, size: int) -> Place:
         """Take the expert's room back and return it."""

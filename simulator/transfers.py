@@ -18,6 +18,7 @@ DEFAULT_WINDOW_BYTES = 16 << 20
 """Prefetches are handed over while fewer bytes than these are unfinished (4.1 rule 4)."""
 
 DEMAND = Cause.DEMAND
+_new = tuple.__new__  # half the time of Copy(...), which is Python
 
 
 class Outbox:
@@ -48,6 +49,9 @@ class Transfers:
     ) -> None:
         self.unused: dict[int, int] = {}
         self._cache = cache
+        self._choose_victim = cache.choose_victim
+        self._on_admit = cache.on_admit
+        self._on_evict = cache.on_evict
         self._admits = type(cache).admit is not CachePolicy.admit
         self._residency = residency
         self._view = view
@@ -91,7 +95,7 @@ class Transfers:
             ):
                 return False
             evictable = residency.evictable[pool.number]
-            victim = self._cache.choose_victim(evictable, self._view)
+            victim = self._choose_victim(evictable, self._view)
             if victim not in evictable:
                 raise PolicyError(
                     f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
@@ -109,19 +113,20 @@ class Transfers:
             self._counts.bytes_demand += size
         else:
             self.unused[expert] = size
-        self._cache.on_admit(expert, self._view)
-        out.commands.append(Copy(number, expert, ALL, RAM, place, cause, after))
+        self._on_admit(expert, self._view)
+        out.commands.append(_new(Copy, (number, expert, ALL, RAM, place, cause, after)))
         return True
 
     def evict(self, expert: int, pool: Pool) -> None:
         """Take an expert's room back, be it resident or still loading."""
-        self._residency.loading.pop(expert, None)
-        pool.release(expert, self._residency.size(expert))
-        if pool is not self._residency.staging:
+        residency = self._residency
+        residency.loading.pop(expert, None)
+        pool.release(expert, residency.size(expert))
+        if pool is not residency.staging:
             self._counts.evictions += 1
         if expert in self.unused:
             self._counts.bytes_prefetch_wasted += self.unused.pop(expert)
-        self._cache.on_evict(expert, self._view)
+        self._on_evict(expert, self._view)
 
     def give_up_prefetch(self, expert: int, pool: Pool) -> None:
         """Take the room of the oldest prefetch in the pool for an expert that is demanded.
@@ -176,7 +181,7 @@ class Transfers:
     def hand_over(self, queue: PrefetchQueue) -> None:
         """Hand over prefetches while the window has room, choosing victims now (rule 4)."""
         view = self._view
-        while queue and (view.queued_bytes < self._window_bytes or not self._copies):
+        while queue.wishes and (view.queued_bytes < self._window_bytes or not self._copies):
             expert = queue.first()
             if not self._residency.has_room(expert) and not self.copy_into(
                 self.choose_pool(expert), expert, Cause.PREFETCH

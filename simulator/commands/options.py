@@ -123,7 +123,9 @@ ProfileTrace = Annotated[
         rich_help_panel=POLICIES,
     ),
 ]
-Engine = Annotated[str, typer.Option("--engine", help="Simulator: simpy.")]
+Engine = Annotated[
+    str, typer.Option("--engine", help="Simulator: clock, or simpy, the slower reference.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the policies' random streams.")]
 Requests = Annotated[
     int | None, typer.Option("--requests", min=1, help="Replay only the first N requests.")

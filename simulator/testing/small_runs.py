@@ -8,14 +8,14 @@ from moesim.simulator import registry
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.engine_counts import count
-from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.errors import InputError
+from moesim.simulator.host import Host
 from moesim.simulator.memory import MemoryPlan
 from moesim.simulator.messages import Command, Copy, LayerDone, Run
 from moesim.simulator.models.cost_shape import CostShape
 from moesim.simulator.policies.base import Policy
 from moesim.simulator.registry import Axis, PolicySpec
-from moesim.simulator.runs import Prepared, RunSpec
+from moesim.simulator.runs import ENGINES, Prepared, RunSpec
 from moesim.simulator.testing.adversary import AdversarialDriver, Choose
 from moesim.simulator.testing.tiny import tiny_trace
 from moesim.simulator.testing.witness import Witness
@@ -139,11 +139,15 @@ def adversarial(
 
 
 def engine(
-    run: Prepared, controller: Controller | Witness, *, keep_spans: bool = True
-) -> SimpyEngine:
-    """Return the reference engine for the run under a controller; ``run()`` it."""
+    run: Prepared,
+    controller: Controller | Witness,
+    *,
+    name: str = "simpy",
+    keep_spans: bool = True,
+) -> Host:
+    """Return an engine for the run under a controller, the reference unless named; ``run()`` it."""
     sizes_L, experts = run.sizes_L, run.spec.trace.experts
-    return SimpyEngine(
+    return ENGINES[name](
         controller,
         run.workload(),
         run.costs,

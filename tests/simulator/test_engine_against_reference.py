@@ -1,6 +1,6 @@
-"""The engine's times against a second derivation of them, as plain and as slow as can be.
+"""The engines' times against a second derivation of them, as plain and as slow as can be.
 
-The engine computes ends long before they come and wakes its host only where there is something to
+An engine computes ends long before they come and wakes its host only where there is something to
 see. Here the same run is timed once more from what was decided alone: the job that may begin first
 begins first, one after another, and a kernel looks at all copies to know whether one runs. Small
 numbers of nanoseconds force ties, where such engines go wrong.
@@ -27,7 +27,7 @@ from moesim.simulator.messages import (
     StepBegan,
     StepEnded,
 )
-from moesim.simulator.runs import Prepared
+from moesim.simulator.runs import ENGINES, Prepared
 from moesim.simulator.testing import (
     SPLIT_AT_RANDOM,
     WISH_AT_RANDOM,
@@ -208,9 +208,16 @@ def check_calls(run: Prepared, reference: Reference, calls: list[Any]) -> None:
 
 
 def check_engine(run: Prepared) -> Reference:
-    """Serve a run and check every span and every call."""
+    """Serve a run on every engine and check every span and every call."""
+    for name in ENGINES:
+        reference = check_one(run, name)
+    return reference
+
+
+def check_one(run: Prepared, name: str) -> Reference:
+    """Serve a run on one engine and check it."""
     recorder = Recorder(run.controller())
-    served = engine(run, recorder)
+    served = engine(run, recorder, name=name)
     timings = served.run()
     reference = Reference(run, recorder.calls)
     assert served.spans is not None

@@ -201,4 +201,4 @@ def test_memory_of_a_long_run_does_not_grow_with_it() -> None:
         budget_bytes=run.memory.expert_bytes,
     )
     engine.run()
-    assert len(engine._jobs) <= 2 * run.spec.trace.experts
+    assert len(engine._hands._ends) <= 2 * run.spec.trace.experts

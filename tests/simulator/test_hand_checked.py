@@ -17,15 +17,17 @@ layer 1 is launched at 44 760 and its attention waits for the second run: 231 76
 """
 
 import numpy as np
+import pytest
 
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
-from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.host import Host
 from moesim.simulator.ledger import check
 from moesim.simulator.messages import Copy, Run
 from moesim.simulator.policies.base import RunInfo
 from moesim.simulator.registry import parse
+from moesim.simulator.runs import ENGINES
 from moesim.traces import RoutingTrace, TraceHeader
 
 # T tokens, L MoE layers, K chosen.
@@ -171,8 +173,8 @@ GPU = """
 TOKEN_ENDS_NS = [457510, 705000, 952490, 1304990, 1552480, 1708950, 1774400]
 
 
-def small_engine() -> tuple[Controller, SimpyEngine]:
-    """Return the controller and the engine of the example."""
+def small_engine(name: str) -> tuple[Controller, Host]:
+    """Return the controller and an engine of the example."""
     tokens = len(CHOICES_TLK)
     expert_TLK = np.array(CHOICES_TLK, np.int16)
     trace = RoutingTrace(
@@ -199,7 +201,7 @@ def small_engine() -> tuple[Controller, SimpyEngine]:
         parse("prefetch", "none").build(run),
         parse("schedule", "resident_first").build(run),
     )
-    engine = SimpyEngine(
+    engine = ENGINES[name](
         controller,
         Workload(trace),
         costs,
@@ -225,9 +227,10 @@ def rows_of(table: str) -> list[tuple[int, int, str]]:
     return [(int(begin), int(end), what) for begin, end, what in parts]
 
 
-def test_every_event_has_the_time_worked_out_by_hand() -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_event_has_the_time_worked_out_by_hand(name: str) -> None:
     """Host, link and GPU do what the tables say, to the nanosecond."""
-    controller, engine = small_engine()
+    controller, engine = small_engine(name)
     timings = engine.run()
     controller.close()
     assert engine.spans is not None
@@ -241,9 +244,10 @@ def test_every_event_has_the_time_worked_out_by_hand() -> None:
     assert timings.requests[0].token_ends_ns == TOKEN_ENDS_NS
 
 
-def test_the_counts_are_those_of_the_tables() -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_counts_are_those_of_the_tables(name: str) -> None:
     """Hits, misses, evictions and busy times are what the tables add up to."""
-    controller, engine = small_engine()
+    controller, engine = small_engine(name)
     timings = engine.run()
     controller.close()
     check(controller.counts, timings)

@@ -1,0 +1,297 @@
+"""The host program that every engine of virtual time carries out; they differ in how time passes.
+
+One host is the only agent (design 4.1 rule 1): it launches, waits for a router, polls, reports,
+obeys. GPU, copy engines and CPU workers end jobs by themselves (``machine.py``); nothing follows
+from an end until the host polls.
+
+Ties: a job that ends at the instant of a poll has ended; departures come before arrivals.
+"""
+
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from moesim.simulator.costs import CostModel
+from moesim.simulator.demands import Step, Workload
+from moesim.simulator.errors import ProtocolError
+from moesim.simulator.hands import Hands, SizeOf
+from moesim.simulator.ledger import RequestTimes, Timings
+from moesim.simulator.machine import Span
+from moesim.simulator.messages import (
+    Answered,
+    Command,
+    CopyEnded,
+    CpuRunEnded,
+    Fact,
+    LayerRouted,
+    RequestArrived,
+    RequestEnded,
+    RunBegan,
+    StepBegan,
+    StepEnded,
+    TimerFired,
+)
+
+
+class Deciding(Protocol):
+    """What a driver needs of a controller."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether the end of a copy could be answered before the next router has run."""
+        ...
+
+    def initial(self) -> tuple[int, ...]:
+        """Return the experts to place before time zero."""
+        ...
+
+    def handle(self, facts: list[Fact], now_ns: int) -> list[Command]:
+        """Take in facts and return commands."""
+        ...
+
+
+class Host(ABC):
+    """One run of one workload on one modelled machine.
+
+    Args:
+        controller: What decides.
+        workload: What is served.
+        costs: How long things take.
+        expert_bytes: Bytes of one expert part, by expert and part.
+        budget_bytes: Room for experts in VRAM, told to the controller when the run begins.
+        system: Whose decision time to charge.
+        compute: Answers an ask; a pure function.
+        ask_ns: How long each kind of ask takes.
+        on_step: Called after every step with the number of tokens processed; for progress.
+        keep_spans: Whether to note every job for a timeline (8 to 29 % slower).
+
+    Attributes:
+        now_ns: The present.
+        timings: What is measured.
+        spans: Every job, if kept.
+    """
+
+    def __init__(
+        self,
+        controller: Deciding,
+        workload: Workload,
+        costs: CostModel,
+        *,
+        expert_bytes: SizeOf,
+        budget_bytes: int,
+        system: str = "",
+        compute: Callable[[str, Any], Any] | None = None,
+        ask_ns: Mapping[str, int] | None = None,
+        on_step: Callable[[int], None] | None = None,
+        keep_spans: bool = False,
+    ) -> None:
+        self.now_ns = 0
+        self.timings = Timings()
+        self.spans: list[Span] | None = [] if keep_spans else None
+        self._controller = controller
+        self._workload = workload
+        self._costs = costs
+        self._budget_bytes = budget_bytes
+        self._system = system
+        self._compute = compute
+        self._on_step = on_step
+        self._decides_on_host = costs.decides_on == "host"
+        self._reading_ns = costs.sync_ns + costs.poll_ns
+        self._hands = Hands(
+            costs,
+            workload.layers,
+            workload.experts,
+            expert_bytes,
+            (ask_ns or {}) if compute is not None else {},
+            self.spans,
+        )
+        self._arrivals = 0
+        self._times: dict[int, RequestTimes] = {}
+
+    @abstractmethod
+    def _pass(self, ns: int) -> None:
+        """Let time pass: add it to ``now_ns``."""
+
+    def run(self) -> Timings:
+        """Serve the whole workload and return what was measured."""
+        # Nothing here makes cycles that grow; collecting them costs 6 % of the time.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            self._serve()
+        finally:
+            if collects:
+                gc.enable()
+        timings = self.timings
+        timings.span_ns = self.now_ns
+        self._hands.measure(timings)
+        return timings
+
+    def _serve(self) -> None:
+        hands = self._hands
+        facts: list[Fact] = [RunBegan(self._controller.initial(), self._budget_bytes)]
+        self._tell(facts + self._next_arrival())
+        while True:
+            if hands.form is not None:
+                form, hands.form = hands.form, None
+                self._serve_step(self._workload.begin(form))
+            elif hands.timers or hands.asks:
+                self._wait_and_tell()
+            else:
+                break
+        last_ns = hands.drain()
+        if last_ns > self.now_ns:
+            self._pass(last_ns - self.now_ns)
+
+    def _serve_step(self, step: Step) -> None:
+        hands, controller = self._hands, self._controller
+        hands.step = step
+        for request in step.requests:
+            if self._times[request].began_ns < 0:
+                self._times[request].began_ns = self.now_ns
+        self._tell([StepBegan(step.number, step.requests, step.phases, step.signals)])
+        hands.free_ns = self.now_ns
+        hands.launch_layer(0)
+        self._catch_up()
+        for layer in range(self._workload.layers):
+            self._await_kernel()
+            facts = self._poll()
+            facts.append(step.routed(layer))
+            hands.layer_done = -1
+            self._tell(facts)
+            while hands.layer_done != layer:
+                if not (hands.cpu.unreported or controller.listens or hands.asks):
+                    raise ProtocolError(f"layer {layer} waits for nothing and is not done")
+                self._wait_and_tell()
+        self._await_kernel()
+        self._end_step(step)
+
+    def _end_step(self, step: Step) -> None:
+        facts = self._poll()
+        facts.append(StepEnded(step.number, step.tokens_out))
+        self._hands.end_step()
+        for request, gives, phase in zip(step.requests, step.tokens_out, step.phases, strict=True):
+            times = self._times[request]
+            if gives:
+                times.token_ends_ns.append(self.now_ns)
+                times.has_first_token |= phase == 0
+            if self._workload.is_finished(request):
+                self.timings.requests.append(self._times.pop(request))
+                facts.append(RequestEnded(request))
+                facts += self._next_arrival()
+        peak = max(self.timings.peak_context_tokens, step.context_tokens)
+        self.timings.peak_context_tokens = peak
+        if self._on_step is not None:
+            self._on_step(step.tokens)
+        self._tell(facts)
+
+    def _next_arrival(self) -> list[Fact]:
+        """Let the next request arrive: one user, who asks again once answered."""
+        request = self._arrivals
+        if request >= self._workload.requests:
+            return []
+        self._arrivals += 1
+        prompt_tokens = self._workload.prompt_tokens(request)
+        self._times[request] = RequestTimes(request, self.now_ns, -1, prompt_tokens)
+        return [RequestArrived(request, prompt_tokens, self._workload.task(request))]
+
+    # Waiting and polling
+
+    def _await_kernel(self) -> None:
+        """Wait for the kernel launched last, polling if the controller listens, and read it."""
+        hands = self._hands
+        kernel = hands.launched
+        while self._controller.listens or hands.asks or hands.timers:
+            facts = self._poll()
+            if facts:
+                self._tell(facts)
+                continue
+            hands.settle(self.now_ns)
+            ends_ns = hands.ends_ns(kernel)
+            if ends_ns is not None and ends_ns <= self.now_ns:
+                break
+            self._wait(ends_ns)
+        waited_ns = max(0, hands.commit(kernel) - self.now_ns)
+        self._note_work(self._reading_ns, "read the router", waited_ns)
+        self._pass(waited_ns + self._reading_ns)
+
+    def _wait(self, kernel_ends_ns: int | None = None) -> None:
+        """Sleep until something that could be reported ends, or there is something to look at."""
+        now_ns = self.now_ns
+        self._hands.settle(now_ns)
+        times = self._hands.next_end_ns(now_ns)
+        if kernel_ends_ns is not None:
+            times.append(kernel_ends_ns)
+        if not times:
+            raise ProtocolError("the host waits for nothing that will end")
+        self._pass(min(times) - now_ns)
+
+    def _wait_and_tell(self) -> None:
+        """Wait until something ends and report it, if it is something the controller is told."""
+        facts = self._poll()
+        if not facts:
+            self._wait()
+            facts = self._poll()
+        if facts:
+            self._tell(facts)
+
+    def _poll(self) -> list[Fact]:
+        """Return all that has ended and was not reported: copies, CPU runs, answers, timers."""
+        hands, now_ns = self._hands, self.now_ns
+        if hands.waiting:
+            hands.settle(now_ns)
+        copies = [n for engine in hands.copying for n in engine.take_ended(now_ns)]
+        if len(hands.copying) > 1:
+            copies.sort()
+        facts: list[Fact] = [CopyEnded(n) for n in copies]
+        if hands.cpu.unreported:
+            facts += [CpuRunEnded(n) for n in hands.cpu.take_ended(now_ns)]
+        if hands.asks:
+            for n in hands.answerer.take_ended(now_ns):
+                ask = hands.asks.pop(n)
+                assert self._compute is not None
+                facts.append(Answered(n, ask.name, self._compute(ask.name, ask.question)))
+        if hands.timers:
+            for n in [n for n, at_ns in hands.timers.items() if at_ns <= now_ns]:
+                del hands.timers[n]
+                facts.append(TimerFired(n))
+        return facts
+
+    # Telling
+
+    def _tell(self, facts: list[Fact]) -> None:
+        """Report, let the decision take its time, and obey; issuing each command takes its own."""
+        hands, now_ns = self._hands, self.now_ns
+        commands = self._controller.handle(facts, now_ns)
+        last = facts[-1]
+        experts = len(set(last.experts)) if type(last) is LayerRouted else 0
+        decision_ns = self._costs.decision_ns(self._system, experts, len(commands))
+        self.timings.decision_ns += decision_ns
+        hands.free_ns = now_ns
+        if self._decides_on_host:
+            hands.free_ns += decision_ns
+        else:
+            hands.decide_on_gpu(decision_ns)
+        rest = iter(commands)
+        while (holding := hands.obey(rest)) is not None:
+            self._catch_up()
+            ends_ns = hands.commit(holding)
+            if ends_ns > self.now_ns:
+                self._pass(ends_ns - self.now_ns)
+            hands.free_ns = self.now_ns
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Let the time pass that deciding and issuing took."""
+        busy_ns = self._hands.free_ns - self.now_ns
+        if busy_ns:
+            self._note_work(busy_ns, "decide and issue")
+            self._pass(busy_ns)
+
+    def _note_work(self, ns: int, name: str, after_ns: int = 0) -> None:
+        """Note that the host is busy for a time that begins now, or a while after."""
+        self.timings.host_busy_ns += ns
+        if self.spans is not None and ns:
+            begins_ns = self.now_ns + after_ns
+            self.spans.append(("host", name, begins_ns, begins_ns + ns))
