@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.traces.checks import blocks
+from moesim.traces.recall import LOOK_AHEAD, look_ahead_recall, popular_recall, table_recall
 from moesim.traces.schema import RoutingTrace
 
 # T tokens, L MoE layers, E experts of a layer, K chosen; A tasks.
@@ -93,7 +94,8 @@ def describe(trace: RoutingTrace) -> dict[str, str | int | float | None]:
     """Return what `trace info` prints: flat keys, in print order.
 
     ``task: NAME`` counts the requests of a task, ``signal: NAME`` says tap and event. Statistics
-    are means over layers; None where there is nothing to average.
+    are means over layers; None where there is nothing to average. ``recall_1`` is that of the next
+    layer's experts, see `recall`.
     """
     header = trace.header
     facts: dict[str, str | int | float | None] = {
@@ -119,6 +121,11 @@ def describe(trace: RoutingTrace) -> dict[str, str | int | float | None]:
     facts |= {f"reuse_{lag}": _mean(values) for lag, values in measured.reuse_L_by_lag.items()}
     facts["reuse_iid"] = _mean(measured.iid_reuse_L)
     facts["task_cosine"] = task_cosine(trace)
+    facts["table_recall_1"] = table_recall(trace)
+    facts["popular_recall"] = popular_recall(trace)
+    for signal in LOOK_AHEAD:
+        for horizon, recall in enumerate(look_ahead_recall(trace, signal), start=1):
+            facts[f"{signal}_recall_{horizon}"] = recall
     for key in ("source", "licence", "recorder", "notes"):
         facts[key] = getattr(header, key)
     return facts

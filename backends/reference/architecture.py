@@ -1,18 +1,21 @@
 """Shapes of the reference model and the topology twins, and how they are computed while they learn.
 
-All are transformers' own Qwen3-MoE. The reference model has 12 MoE layers, 32 experts of width 48,
-top-4, hidden width 192; a twin has exactly the layers, experts and top-k of a public model and is
-narrow otherwise. In training every expert is computed for every token and masked: for experts this
-narrow one dense product is faster than a dispatch, and the result is the same. Where there are very
-many experts, `use_grouped_experts` is faster.
+The reference model and most twins are transformers' own Qwen3-MoE; two twins have the architecture
+of the model they stand for, since it is part of how they route: Qwen1.5-MoE has a shared expert and
+does not normalise its gates, Phi-3.5-MoE chooses by SparseMixer. The reference model has 12 MoE
+layers, 32 experts of width 48, top-4, hidden width 192; a twin has exactly the layers, experts and
+top-k of a public model and is narrow otherwise. In training every expert is computed for every
+token and masked: for experts this narrow one dense product is faster than a dispatch, and the
+result is the same. Where there are very many experts, `use_grouped_experts` is faster.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import Qwen3MoeConfig
+from transformers import PretrainedConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moesim.backends.models import Model
@@ -26,13 +29,23 @@ GROUPED = "moesim_grouped"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Layers, experts of a layer, experts chosen, hidden width and width of an expert."""
+    """A model's shape.
+
+    Attributes:
+        layers: All of them MoE.
+        experts: Routed experts of a layer.
+        top_k: Experts chosen for a token.
+        width: Hidden width.
+        expert_width: Inner width of an expert.
+        family: Prefix of transformers' classes.
+    """
 
     layers: int
     experts: int
     top_k: int
     width: int = 128
     expert_width: int = 32
+    family: str = "Qwen3Moe"
 
 
 REFERENCE = Shape(12, 32, 4, 192, 48)
@@ -40,37 +53,56 @@ TWINS = {
     "olmoe": Shape(16, 64, 8),
     "mixtral-8x7b": Shape(32, 8, 2),
     "qwen3-30b-a3b": Shape(48, 128, 8),
-    "qwen1.5-moe-a2.7b": Shape(24, 60, 4),
-    "phi-3.5-moe": Shape(32, 16, 2),
+    "qwen1.5-moe-a2.7b": Shape(24, 60, 4, family="Qwen2Moe"),
+    "phi-3.5-moe": Shape(32, 16, 2, family="Phimoe"),
 }
 HEAD_WIDTH = 32
+SHARED_EXPERTS = 4  # Qwen1.5-MoE's shared expert is as wide as four of the routed ones
 
 
-def make_config(shape: Shape = REFERENCE) -> Qwen3MoeConfig:
+def make_config(shape: Shape = REFERENCE) -> PretrainedConfig:
     """Return the configuration of a shape."""
-    make: Any = Qwen3MoeConfig
-    config: Qwen3MoeConfig = make(
+    make: Any = getattr(transformers, f"{shape.family}Config")
+    config: PretrainedConfig = make(
         vocab_size=VOCABULARY_TOKENS,
         hidden_size=shape.width,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.width // HEAD_WIDTH,
         num_key_value_heads=2,
-        head_dim=HEAD_WIDTH,
-        num_experts=shape.experts,
         num_experts_per_tok=shape.top_k,
-        moe_intermediate_size=shape.expert_width,
-        intermediate_size=4 * shape.width,
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
         max_position_embeddings=2_048,
         initializer_range=0.04,
         tie_word_embeddings=False,
         bos_token_id=SEPARATOR,
         eos_token_id=SEPARATOR,
         pad_token_id=PADDING,
+        **_of_family(shape),
     )
     return config
+
+
+def _of_family(shape: Shape) -> dict[str, Any]:
+    """Return the arguments that differ between the families."""
+    if shape.family == "Phimoe":
+        return {"num_local_experts": shape.experts, "intermediate_size": shape.expert_width}
+    arguments = {
+        "num_experts": shape.experts,
+        "moe_intermediate_size": shape.expert_width,
+        "intermediate_size": 4 * shape.width,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+    if shape.family == "Qwen2Moe":
+        shared = SHARED_EXPERTS * shape.expert_width
+        return arguments | {"shared_expert_intermediate_size": shared, "norm_topk_prob": False}
+    return arguments | {"head_dim": HEAD_WIDTH, "norm_topk_prob": True}
+
+
+def make_model(shape: Shape = REFERENCE) -> Model:
+    """Return a model of the shape with random weights, from torch's own random stream."""
+    make: Any = getattr(transformers, f"{shape.family}ForCausalLM")
+    model: Model = make(make_config(shape))
+    return model
 
 
 def _all_experts(

@@ -7,6 +7,7 @@ machine; the versions that apt offers are noted in the manifest.
 """
 
 import argparse
+import fnmatch
 import gzip
 import html.parser
 import json
@@ -15,7 +16,7 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Source:
 
     Attributes:
         name: File name of the result, without its ending.
-        package: Debian package.
+        package: Debian package, or a pattern whose newest match is taken: names of kernel packages
+            carry a version and vanish with the next one.
         members: Pattern that a member's path must contain to be read.
         domain: As in the corpora's manifest; texts of one domain train and are judged together.
         licence: As the package's copyright file says.
@@ -71,7 +73,7 @@ SOURCES = (
     Source("django", "python3-django", r"\.py$", "Python code", "BSD-3-Clause", 4_000_000),
     Source("networkx", "python3-networkx", r"\.py$", "Python code", "BSD-3-Clause", 3_000_000),
     Source("go", "golang-1.19-src", r"(?<!_test)\.go$", "Go code", "BSD-3-Clause", 8_000_000),
-    Source("linux", "linux-headers-6.1.0-56-common", r"/include/.*\.h$", "C code", "GPL-2"),
+    Source("linux", "linux-headers-*-common", r"/include/.*\.h$", "C code", "GPL-2"),
     Source("set_mm", "metamath-databases", r"/set\.mm", "formal mathematics", "CC0-1.0", 8_000_000),
 )
 
@@ -139,6 +141,29 @@ def collect(source: Source, archive: Path) -> str:
     return FORM_FEED.join(documents)
 
 
+def newest(names: Iterable[str], pattern: str) -> str:
+    """Return the name that matches and has the highest numbers, compared as numbers.
+
+    Raises:
+        ValueError: None matches.
+    """
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        raise ValueError(f"no package matches {pattern}; run apt-get update, or name another")
+    return max(found, key=lambda name: ([int(run) for run in re.findall(r"\d+", name)], name))
+
+
+def fetch(package: str, packages: Path) -> Path:
+    """Return the package's archive in the folder, where apt-get puts it if it is not there yet."""
+    if not list(packages.glob(f"{package}_*.deb")):
+        command = ["apt-cache", "pkgnames", package.partition("*")[0]]
+        listed = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - fixed words
+        command = ["apt-get", "download", newest(listed.stdout.split(), package)]
+        subprocess.run(command, cwd=packages, check=True, capture_output=True)  # noqa: S603 - fixed words
+    archives = {archive.name: archive for archive in packages.glob(f"{package}_*.deb")}
+    return archives[newest(archives, f"{package}_*.deb")]
+
+
 def main() -> None:
     """Fetch every package and write the texts and their manifest."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -150,10 +175,7 @@ def main() -> None:
     packages.mkdir(parents=True, exist_ok=True)
     manifest = []
     for source in SOURCES:
-        if not list(packages.glob(f"{source.package}_*.deb")):
-            command = ["apt-get", "download", source.package]
-            subprocess.run(command, cwd=packages, check=True, capture_output=True)  # noqa: S603 - fixed words
-        archive = max(packages.glob(f"{source.package}_*.deb"))
+        archive = fetch(source.package, packages)
         text = collect(source, archive)
         path = options.output / f"{source.name}.txt.xz"
         path.write_bytes(lzma.compress(text.encode(), preset=6))

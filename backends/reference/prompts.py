@@ -1,8 +1,8 @@
 """Choose held-out pieces of several tasks as a prompts file for ``moesim record``.
 
-``python -m moesim.backends.reference.prompts CORPORA... --seed N -o FILE.jsonl`` with the texts and
-the seed of the training run: it parts the documents in the same way, so that every prompt comes
-from a document that the model has not seen.
+``python -m moesim.backends.reference.prompts CORPORA... --seed N -o FILE.jsonl`` with the texts, in
+the same order of folders, and the seed of the training run: it parts the documents in the same way,
+so that every prompt comes from a document that the model has not seen.
 """
 
 import argparse

@@ -25,7 +25,7 @@ import transformers
 from numpy.typing import NDArray
 
 from moesim.backends.models import Model
-from moesim.backends.reference.architecture import REFERENCE, make_config, use_dense_experts
+from moesim.backends.reference.architecture import REFERENCE, make_model, use_dense_experts
 from moesim.backends.reference.judge import judge
 from moesim.backends.reference.learning import LOAD_BALANCE, Trainer, steps_per_second
 from moesim.backends.reference.texts import Split, pack_rows, read_split, share_rows
@@ -100,8 +100,7 @@ def learn_upcycled(
     """
     shape = replace(REFERENCE, layers=options.layers)
     torch.manual_seed(options.seed)
-    make: Any = transformers.Qwen3MoeForCausalLM
-    dense: Model = make(make_config(dense_shape(shape))).to(device)
+    dense: Model = make_model(dense_shape(shape)).to(device)
     use_dense_experts(dense)
     half = options.steps // 2 * options.batch_rows
     trainer = Trainer(dense, rate=options.rate, compiled=options.compile)
@@ -190,9 +189,7 @@ def main() -> None:
 
     def fresh() -> Model:
         torch.manual_seed(options.seed)
-        model: Model = transformers.Qwen3MoeForCausalLM(
-            make_config(replace(REFERENCE, layers=options.layers))
-        )
+        model = make_model(replace(REFERENCE, layers=options.layers))
         use_dense_experts(model)
         return model.to(device)
 

@@ -3,9 +3,11 @@
 ``python -m moesim.backends.reference.twins CORPORA... -o DIR`` reads the texts as ``train.py`` does
 and, for each twin, learns for the minutes given, says what it reached on held-out text, and records
 held-out pieces of five tasks: all of them to ``NAME.safetensors``, and as many as fit into
-``--sample-mib`` to ``NAME.npz``. The weights stay in DIR. With the same texts and seed a twin reads
-the same rows, but the number of its steps depends on the machine's speed, unless ``--steps`` is
-given: traces of another machine are alike, not equal.
+``--sample-mib`` to ``NAME.npz``. The weights stay in DIR, and ``traces.json`` there lists every
+trace with its SHA-256. Started again, it goes on: a twin that has learned is not trained again, a
+recording goes on at the piece where it was stopped, and a trace that is whole is left. With the
+same texts and seed a twin reads the same rows, but the number of its steps depends on the machine's
+speed, unless ``--steps`` is given: traces of another machine are alike, not equal.
 """
 
 import argparse
@@ -18,17 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.loading import load_checkpoint
-from moesim.backends.models import Model
+from moesim.backends.models import Model, find_moe
 from moesim.backends.pieces import record_in_pieces
 from moesim.backends.recorder import Origin, Recording
 from moesim.backends.reference.architecture import (
     TWINS,
-    make_config,
+    make_model,
     use_dense_experts,
     use_grouped_experts,
 )
@@ -44,6 +45,10 @@ from moesim.traces.store import read
 TASKS = ("python", "metamath", "dialogue", "go", "intent")
 SIGNALS = ("router_top", "look_in", "look_out", "embedding", "prompt_embedding", "token")
 HELD_OUT_ROWS = 3
+DECIDE = (
+    "minutes", "steps", "batch_rows", "row_tokens", "rate", "load_balance", "seed", "each",
+    "new_tokens", "batch", "sample_mib",
+)  # fmt: skip
 EXPERTS = {"grouped": use_grouped_experts, "dense": use_dense_experts}
 MIB = 2**20
 LICENCE = "Apache-2.0; the texts' licences are in the manifests of the corpora"
@@ -52,7 +57,7 @@ LICENCE = "Apache-2.0; the texts' licences are in the manifests of the corpora"
 def fresh(name: str, seed: int, experts: str, device: torch.device) -> Model:
     """Return an untrained twin."""
     torch.manual_seed(seed)
-    model: Model = transformers.Qwen3MoeForCausalLM(make_config(TWINS[name]))
+    model = make_model(TWINS[name])
     EXPERTS[experts](model)
     return model.to(device)
 
@@ -118,7 +123,7 @@ def train_twin(
 
 def reached(model: Model, split: Split, seed: int) -> dict[str, Any]:
     """Return bits per byte by task, with its own routes and with random ones, and the load."""
-    experts = model.config.num_experts
+    experts = find_moe(model).experts
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     tasks: dict[str, dict[str, float]] = {}
@@ -185,9 +190,9 @@ def record_twin(
         "seconds": round(seconds, 1),
         "requests": trace.requests,
         "tokens": trace.tokens,
-        "sha256": hashlib.sha256(whole.read_bytes()).hexdigest(),
+        "sha256": file_hash(whole),
         "sample_requests": kept,
-        "sample_sha256": hashlib.sha256(sample.read_bytes()).hexdigest(),
+        "sample_sha256": file_hash(sample),
         "statistics": describe(trace),
     }
 
@@ -214,7 +219,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and record topology twins.")
     parser.add_argument("corpora", type=Path, nargs="+", help="folders with a manifest.json")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--twins", default="olmoe,mixtral-8x7b,qwen3-30b-a3b")
+    parser.add_argument("--twins", default=",".join(TWINS))
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, for each twin")
     parser.add_argument("--steps", type=int, help="exactly so many steps, in place of --minutes")
     parser.add_argument("--batch-rows", type=int, default=96)
@@ -230,23 +235,67 @@ def _options() -> argparse.Namespace:
 
 
 def make_twin(name: str, split: Split, options: argparse.Namespace) -> None:
-    """Train, judge and record one twin, and write its report."""
+    """Train, judge and record one twin, and write its report; what is there is not made again.
+
+    Raises:
+        ValueError: What is there was made with other options.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = options.output / name
-    options = argparse.Namespace(**vars(options))
-    torch.set_float32_matmul_precision("high")
-    report = train_twin(name, split, options, folder, device)
     path = options.output / f"twin-{name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    asked = {key: getattr(options, key) for key in DECIDE}
+    report = json.loads(path.read_text()) if path.is_file() else {"asked": asked}
+    if report.get("asked") != asked:
+        raise ValueError(f"{path}: made with other options; delete it, or write to another folder")
+    if "curve" not in report:
+        torch.set_float32_matmul_precision("high")
+        report |= train_twin(name, split, argparse.Namespace(**vars(options)), folder, device)
+        write_json(path, report)
     torch.set_float32_matmul_precision("highest")
-    model = load_checkpoint(str(folder), torch.device("cpu")).model.to(device)
-    use_dense_experts(model)
-    report["reached"] = reached(model, split, options.seed)
-    say(f"{name}: {json.dumps(report['reached']['overall'])}")
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    report["trace"] = record_twin(name, split, options, folder, device)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    say(f"{name}: recorded {report['trace']['tokens']} tokens")
+    if "reached" not in report:
+        model = load_checkpoint(str(folder), torch.device("cpu")).model.to(device)
+        use_dense_experts(model)
+        report["reached"] = reached(model, split, options.seed)
+        say(f"{name}: {json.dumps(report['reached']['overall'])}")
+        write_json(path, report)
+    whole = options.output / f"twin-{name}.safetensors"
+    if "trace" not in report or not has_hash(whole, report["trace"]["sha256"]):
+        report["trace"] = record_twin(name, split, options, folder, device)
+        write_json(path, report)
+        say(f"{name}: recorded {report['trace']['tokens']} tokens")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f"{path.name}.new")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    scratch.replace(path)
+
+
+def has_hash(path: Path, sha256: str) -> bool:
+    """Return whether the file is there and has that SHA-256."""
+    return path.is_file() and file_hash(path) == sha256
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, which is not held in memory."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def list_traces(output: Path) -> dict[str, dict[str, Any]]:
+    """Return SHA-256 and size of every trace in the folder that its report calls whole."""
+    listed = {}
+    for path in sorted(output.glob("twin-*.json")):
+        trace = json.loads(path.read_text()).get("trace")
+        if trace is not None:
+            facts = {key: trace[key] for key in ("sha256", "requests", "tokens")}
+            listed[path.with_suffix(".safetensors").name] = facts
+            listed[path.with_suffix(".npz").name] = {
+                "sha256": trace["sample_sha256"],
+                "requests": trace["sample_requests"],
+            }
+    return listed
 
 
 def main() -> None:
@@ -256,6 +305,7 @@ def main() -> None:
     split = read_split(options.corpora, options.seed)
     for name in options.twins.split(","):
         make_twin(name, split, options)
+        write_json(options.output / "traces.json", list_traces(options.output))
 
 
 if __name__ == "__main__":

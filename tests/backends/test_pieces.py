@@ -1,5 +1,6 @@
 """A recording in pieces: the same trace as in one go, also when it was killed on the way."""
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +109,24 @@ def test_only_one_piece_is_in_memory(
     )
     record_in_pieces(recording, tmp_path / "t.safetensors")
     assert sizes == [2, 2, 2, 1]
+
+
+def peak_bytes(recording: Recording, target: Path) -> int:
+    """Return the most memory that Python and numpy held at once while recording."""
+    tracemalloc.start()
+    try:
+        record_in_pieces(recording, target)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_prompts(recording: Recording, tmp_path: Path) -> None:
+    """With four times the prompts the peak rises by less than a tenth of what the file does."""
+    prompts = [Request(prompt=range(3, 67)) for _ in range(24)]
+    few, many = tmp_path / "few.safetensors", tmp_path / "many.safetensors"
+    peak_bytes(replace(recording, requests=prompts[:2]), tmp_path / "warm.safetensors")
+    few_bytes = peak_bytes(replace(recording, requests=prompts[:6]), few)
+    many_bytes = peak_bytes(replace(recording, requests=prompts), many)
+    written_bytes = many.stat().st_size - few.stat().st_size
+    assert many_bytes - few_bytes < written_bytes / 10

@@ -231,7 +231,7 @@ def test_the_sample_can_be_recorded_again(reference: Any, sample: RoutingTrace) 
     again = record(reference, [request], Sampling(new_tokens=64), Origin(model="again"))
     probs_TLE = -np.sort(-first.signals["router_probs_TLE"].astype(np.float32), axis=2)
     clear_TL = probs_TLE[..., 3] - probs_TLE[..., 4] > 1e-3
-    assert clear_TL.mean() > 0.9
+    assert clear_TL.mean() > 0.85
     same_TL = (np.sort(first.expert_TLK, axis=2) == np.sort(again.expert_TLK, axis=2)).all(axis=2)
     assert same_TL[clear_TL].all()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moesim.backends.reference.gather import SOURCES, newest
 from moesim.backends.reference.prompts import choose_prompts
 from moesim.backends.reference.texts import pack_rows, read_split, share_rows, split_documents
 from moesim.backends.reference.vocabulary import SEPARATOR, byte_characters
@@ -142,3 +143,21 @@ def test_prompts_are_pieces_of_held_out_documents(corpora: Path) -> None:
 def test_every_byte_has_a_character_of_its_own() -> None:
     """The byte-level alphabet is a bijection."""
     assert len(set(byte_characters())) == 256
+
+
+def test_the_newest_package_is_the_one_of_the_highest_numbers() -> None:
+    """Numbers count as numbers, other flavours do not match, and no match is said in one line."""
+    names = ["h-6.1.0-9-common", "h-6.1.0-56-common", "h-6.12.7+deb12-common", "h-7-common-rt"]
+    assert newest(names, "h-6.1.0-*-common") == "h-6.1.0-56-common"
+    assert newest(names, "h-*-common") == "h-6.12.7+deb12-common"
+    with pytest.raises(ValueError, match="no package matches g-"):
+        newest(names, "g-*-common")
+
+
+def test_every_source_names_its_licence_in_the_readme(repository: Path) -> None:
+    """What is gathered, and what it is licensed as, stands in the reference model's README."""
+    readme = (repository / "backends" / "reference" / "README.md").read_text()
+    for source in SOURCES:
+        assert any(
+            f"`{source.package}`" in line and source.licence in line for line in readme.splitlines()
+        ), source.name
