@@ -1,9 +1,14 @@
 """Tiny random models of every MoE family that the recorder knows."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+# Models this small gain nothing from threads, and threads that wait for each other on a busy host
+# cost more than the tests. torch reads it when it is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 COMMON = {
     "vocab_size": 300,
