@@ -2,7 +2,7 @@
 
     python -P benchmarks/recording.py [MODEL] [--requests 4] [--new-tokens 32] [--repeat 3]
 
-``-P`` keeps this folder out of the import path: transformers would take ``kernels.py`` for a
+``-P`` keeps this folder out of the import path: transformers would take ``expert_kernels.py`` for a
 package of that name. Every way generates the same tokens with the same loop; ``plain`` has no hook
 at all. The ways take turns and each figure is the best of the repeats, so ratios may be compared
 and seconds may not.

@@ -92,4 +92,10 @@ def _best_slots(cost_LS: NDArray[np.float64], slots: int, least: int) -> list[in
         extra = int(choice[spare])
         slots_L.append(least + extra)
         spare -= extra
+    for index, given in enumerate(
+        slots_L
+    ):  # what saves nothing in the profile is given all the same
+        more = min(spare, most - given)
+        slots_L[index] += more
+        spare -= more
     return slots_L[::-1]

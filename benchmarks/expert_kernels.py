@@ -1,6 +1,6 @@
 """How close the expert kernels come to the bandwidth of a GPU's memory.
 
-    python benchmarks/kernels.py [--sweep] [-o FILE.json]
+    python benchmarks/expert_kernels.py [--sweep] [-o FILE.json]
 
 Kernels run in captured graphs, over experts that together exceed the L2 cache many times, so each
 launch reads its weights from memory. Times are medians over replays. ``--sweep`` also times block
