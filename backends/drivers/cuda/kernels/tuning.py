@@ -2,8 +2,8 @@
 
 Block sizes decide the order in which floats are added. They depend on layout, format, width and
 piece alone: never on how many tokens there are or on which part of an expert is computed.
-They are the best, or within a few percent, of 266 that ``benchmarks/expert_kernels.py --sweep`` timed on
-an H100 for the shapes of OLMoE, Qwen3-30B-A3B and Mixtral-8x7B at one token.
+They are the best, or within a few percent, of 266 that ``benchmarks/expert_kernels.py --sweep``
+timed on an H100 for the shapes of OLMoE, Qwen3-30B-A3B and Mixtral-8x7B at one token.
 """
 
 from dataclasses import dataclass, replace
