@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["RunSeries", "draw", "plot_run", "save", "series_of"]
 
 FORMATS = ("png", "svg", "pdf")
+SIZE_IN = (10, 7.4)
 
 
 class Paint(Protocol):
@@ -63,8 +64,10 @@ def draw(series: RunSeries, path: Path, *, dark: bool = False) -> None:
     save(partial(fill, series=series), path, dark=dark)
 
 
-def save(paint: Paint, path: Path, *, dark: bool = False) -> None:
-    """Draw whatever ``paint`` paints into a file; for the rest see `draw`."""
+def save(
+    paint: Paint, path: Path, *, dark: bool = False, size_in: tuple[float, float] = SIZE_IN
+) -> None:
+    """Draw whatever ``paint`` paints into a file, on paper of so many inches; see `draw`."""
     file_format = check_suffix(path)
     try:
         import matplotlib as mpl  # noqa: PLC0415  an extra, and slow to import
@@ -79,7 +82,7 @@ def save(paint: Paint, path: Path, *, dark: bool = False) -> None:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(style(THEMES[dark]))
-        figure = Figure(figsize=(10, 7.4), layout="constrained")
+        figure = Figure(figsize=size_in, layout="constrained")
         paint(figure, theme=THEMES[dark])
         try:
             figure.savefig(draft, format=file_format, dpi=150, metadata=undated[file_format])

@@ -1,12 +1,11 @@
 """Two figures of a validation: predicted against measured, and one token's timeline both ways."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moesim.simulator.errors import InputError
-from moesim.simulator.plot_panels import AMBER, BLUE, GREEN, GREY, PURPLE, RED, THEMES, style
-from moesim.simulator.plots import check_suffix
+from moesim.simulator.plot_panels import AMBER, BLUE, GREEN, GREY, PURPLE, RED
+from moesim.simulator.plots import save
 from moesim.validation.evidence import Evidence, Job
 from moesim.validation.statistics import MEAN
 from moesim.validation.tables import verdict_of
@@ -17,23 +16,24 @@ if TYPE_CHECKING:
 
 VERDICTS = {"within": GREEN, "out": RED, "noisy": GREY, "decided": PURPLE}
 PREFETCH = "(prefetch)"
+SIZE_IN = (10, 4.6)
 
 
 def plot_cells(found: Sequence[Evidence], path: Path, *, dark: bool = False) -> None:
     """Draw every cell's predicted against its measured mean TPOT, and the errors beside."""
 
-    def fill(figure: "Figure", theme: Mapping[str, str]) -> None:
+    def fill(figure: "Figure", *, theme: Mapping[str, str]) -> None:
         against, errors = figure.subplots(1, 2, width_ratios=(1, 1.1))
         _draw_against(against, found, theme)
         _draw_errors(errors, found, theme)
 
-    _save(path, (10, 4.6), fill, dark=dark)
+    save(fill, path, dark=dark, size_in=SIZE_IN)
 
 
 def plot_timeline(one: Evidence, path: Path, *, dark: bool = False) -> None:
     """Draw one token's jobs as predicted and as executed, on one scale."""
 
-    def fill(figure: "Figure", theme: Mapping[str, str]) -> None:
+    def fill(figure: "Figure", *, theme: Mapping[str, str]) -> None:
         cell = one.prediction.cell
         figure.suptitle(
             f"{cell.system} at {cell.budget}: decode token {cell.warm_tokens + 1}",
@@ -52,7 +52,7 @@ def plot_timeline(one: Evidence, path: Path, *, dark: bool = False) -> None:
             axes.set_ylim(-0.6, len(tracks) - 0.4)
         panels[-1].set_xlabel("ms since the token before")
 
-    _save(path, (10, 4.6), fill, dark=dark)
+    save(fill, path, dark=dark, size_in=SIZE_IN)
 
 
 def _draw_against(axes: "Axes", found: Sequence[Evidence], theme: Mapping[str, str]) -> None:
@@ -106,38 +106,3 @@ def _draw_job(axes: "Axes", job: Job, row: int) -> None:
         colour = GREEN if job.name.startswith("run") else AMBER
     length_ms = (job.end_ns - job.begin_ns) / 1e6
     axes.barh(row, length_ms, 0.7, job.begin_ns / 1e6, color=colour)
-
-
-def _save(
-    path: Path,
-    size: tuple[float, float],
-    fill: Callable[["Figure", Mapping[str, str]], None],
-    *,
-    dark: bool,
-) -> None:
-    """Draw a figure into a file, whole or not at all, without matplotlib's global state.
-
-    Raises:
-        InputError: The format is unknown, the place cannot be written, or matplotlib is missing.
-    """
-    file_format = check_suffix(path)
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  an extra, and slow to import
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ModuleNotFoundError:
-        raise InputError(
-            f"{path}: plots need matplotlib; run: pip install 'moesim[validation]'"
-        ) from None
-    draft = path.with_name(f".{path.name}.draft")
-    undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(style(THEMES[dark]))
-        figure = Figure(figsize=size, layout="constrained")
-        fill(figure, THEMES[dark])
-        try:
-            figure.savefig(draft, format=file_format, dpi=150, metadata=undated[file_format])
-            draft.replace(path)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise InputError(f"{path}: {error.strerror}") from None
