@@ -8,24 +8,16 @@ the order in which floats are added is fixed by the layout (``tuning.py``).
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from moesim.backends.drivers.cuda.kernels import decode_int4, decode_plain
+from moesim.backends.drivers.cuda.kernels.places import down_places, gate_up_places
 from moesim.backends.drivers.cuda.kernels.tuning import Blocks, down_blocks, gate_up_blocks
 from moesim.backends.formats import INT4
-from moesim.backends.layouts import ALIGNMENT_BYTES, ExpertLayout
+from moesim.backends.layouts import ExpertLayout
 from moesim.simulator.errors import CapabilityError
 
 # S = T x K rows in (token, rank) order, P partial rows, I intermediate dimension, D width, B bytes.
-
-ELEMENTS = {
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-    torch.float32: tl.float32,
-    torch.float8_e4m3fn: tl.float8e4nv,
-    torch.uint8: tl.uint8,
-}
 
 
 def decode_experts(
@@ -73,18 +65,8 @@ def activate_rows(
         arena_B,
         offsets_S,
         activation_SI,
-        D=layout.width,
-        I=layout.intermediate,
         TOP_K=rows // hidden_TD.shape[0],
-        GATE=layout.gate.begin_bytes,
-        UP=layout.up.begin_bytes,
-        STEP=layout.gate.step_bytes,
-        GATE_SCALES=layout.gate.scales_begin_bytes,
-        UP_SCALES=layout.up.scales_begin_bytes,
-        DOWN_SCALES=layout.down.scales_begin_bytes,
-        SCALES_STEP=layout.gate.scales_step_bytes,
-        SCALED=layout.format.scales is not None,
-        ELEMENT=ELEMENTS[layout.format.codes],
+        **gate_up_places(layout),
         **_cut(blocks),
     )
 
@@ -99,7 +81,7 @@ def project_rows(
 ) -> None:
     """Launch the second half of `decode_experts`: down; ``blocks`` is for measuring."""
     blocks = blocks or down_blocks(layout)
-    rows, size = offsets_S.numel(), layout.format.codes.itemsize
+    rows = offsets_S.numel()
     kernel: Any = decode_int4.down_int4 if layout.format == INT4 else decode_plain.down
     kernel[(rows, layout.width // blocks.d, layout.pieces)](
         activation_SI,
@@ -107,23 +89,13 @@ def project_rows(
         offsets_S,
         rows_PSD,
         rows,
-        D=layout.width,
-        I=layout.intermediate,
-        PIECE=layout.piece,
-        FIRST_PIECE=layout.first_piece,
-        DOWN=layout.down.begin_bytes,
-        J_STEP=layout.down.step_bytes // size,
-        D_STEP=layout.down.item_bytes // size,
-        SCALES=layout.down.scales_begin_bytes,
-        SCALES_STEP=layout.down.scales_step_bytes,
-        ELEMENT=ELEMENTS[layout.format.codes],
+        **down_places(layout),
         **_cut(blocks),
     )
 
 
 def _cut(blocks: Blocks) -> dict[str, int]:
     return {
-        "ALIGNMENT": ALIGNMENT_BYTES,
         "BLOCK_J": blocks.j,
         "BLOCK_D": blocks.d,
         "STAGES": blocks.stages,

@@ -7,13 +7,13 @@ places, so which of the two is launched must depend on the number of tokens alon
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from moesim.backends.drivers.cuda.kernels.decode import ELEMENTS
 from moesim.backends.drivers.cuda.kernels.grouped_kernels import grouped_activate, grouped_down
+from moesim.backends.drivers.cuda.kernels.places import down_places, gate_up_places
 from moesim.backends.drivers.cuda.kernels.tuning import (
     GROUPED_DOWN,
     GROUPED_GATE_UP,
@@ -22,7 +22,7 @@ from moesim.backends.drivers.cuda.kernels.tuning import (
     fitted,
 )
 from moesim.backends.formats import INT4
-from moesim.backends.layouts import ALIGNMENT_BYTES, ExpertLayout
+from moesim.backends.layouts import ExpertLayout
 
 # T tokens, S = T x K rows in (token, rank) order, R rows of this launch sorted by expert,
 # N tiles of rows, P partial rows, I intermediate dimension, D width, B bytes.
@@ -92,21 +92,13 @@ def grouped_experts(
         activation_RI: Scratch in the dtype of the inputs.
         rows_PSD: Partial rows in float32; written at this layout's pieces and the launch's rows.
     """
-    tokens, width = hidden_TD.shape
+    tokens, _ = hidden_TD.shape
     _, row_count, _ = rows_PSD.shape
     assert activation_RI.dtype == hidden_TD.dtype
     assert activation_RI.numel() >= groups.order_R.numel() * layout.intermediate
     assert rows_PSD.dtype == torch.float32
     first, second = fitted(GROUPED_GATE_UP, layout), fitted(GROUPED_DOWN, layout)
-    size = layout.format.codes.itemsize
-    common: dict[str, Any] = {
-        "D": width,
-        "I": layout.intermediate,
-        "INT4": layout.format == INT4,
-        "ELEMENT": ELEMENTS[layout.format.codes],
-        "ALIGNMENT": ALIGNMENT_BYTES,
-        "BLOCK_R": GROUPED_TOKENS,
-    }
+    common = {"INT4": layout.format == INT4, "BLOCK_R": GROUPED_TOKENS}
     tiles = groups.tiles_N2.shape[0]
     grouped_activate[(layout.intermediate // first.j, tiles)](
         hidden_TD,
@@ -116,14 +108,7 @@ def grouped_experts(
         groups.offsets_N,
         activation_RI,
         TOP_K=row_count // tokens,
-        GATE=layout.gate.begin_bytes,
-        UP=layout.up.begin_bytes,
-        STEP=layout.gate.step_bytes,
-        GATE_SCALES=layout.gate.scales_begin_bytes,
-        UP_SCALES=layout.up.scales_begin_bytes,
-        DOWN_SCALES=layout.down.scales_begin_bytes,
-        SCALES_STEP=layout.gate.scales_step_bytes,
-        SCALED=layout.format.scales is not None,
+        **gate_up_places(layout),
         **common,
         **_cut(first),
     )
@@ -135,13 +120,7 @@ def grouped_experts(
         groups.offsets_N,
         rows_PSD,
         row_count,
-        PIECE=layout.piece,
-        FIRST_PIECE=layout.first_piece,
-        DOWN=layout.down.begin_bytes,
-        J_STEP=layout.down.step_bytes // size,
-        D_STEP=layout.down.item_bytes // size,
-        SCALES=layout.down.scales_begin_bytes,
-        SCALES_STEP=layout.down.scales_step_bytes,
+        **down_places(layout),
         **common,
         **_cut(second),
     )
