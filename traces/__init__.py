@@ -1,8 +1,8 @@
 """Routing traces: what was routed, recorded once and replayed many times.
 
 `load` reads any format that `readers.formats` lists and returns a checked `RoutingTrace`; `write`
-stores it in the project's own, `describe` sums it up, `iter_requests` walks through it without a
-copy. Nothing here knows of a simulator or of torch.
+stores it in the project's own, `write_chunks` one that is larger than memory, `describe` sums it
+up, `iter_requests` walks through it without a copy. Nothing here knows of a simulator or of torch.
 
 >>> from moesim.traces import describe, synthetic
 >>> trace = synthetic.uniform(seed=0, layers=2, experts=8, top_k=2, requests=1, decode_tokens=3)
@@ -11,6 +11,7 @@ copy. Nothing here knows of a simulator or of torch.
 """
 
 from moesim.traces import synthetic
+from moesim.traces.chunks import cut, write_chunks
 from moesim.traces.errors import TraceError
 from moesim.traces.formats.mapped import parse_mapping
 from moesim.traces.readers import load
@@ -24,6 +25,7 @@ __all__ = [
     "SignalSpec",
     "TraceError",
     "TraceHeader",
+    "cut",
     "describe",
     "iter_requests",
     "layer_statistics",
@@ -33,4 +35,5 @@ __all__ = [
     "synthetic",
     "task_cosine",
     "write",
+    "write_chunks",
 ]

@@ -72,6 +72,30 @@ class SelectionRule(BaseModel):
         return self
 
 
+class ClosedLoop(BaseModel):
+    """Under what the routes of a lossy system came to be: they are those of no other.
+
+    The system sent tokens to other experts than the router chose, and later layers routed what came
+    of that. The trace keeps what the routers chose; replayed under the same policies and budget, in
+    the same order, the same choices are changed.
+
+    Attributes:
+        system: What bundles the policies, or ``custom``.
+        policies: Spec of the policy of each axis.
+        budget_bytes: Room for experts, staging included.
+        seed: Of the policies' random streams.
+        order: `RoutingTrace.order_hash` of the requests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str
+    policies: dict[str, str]
+    budget_bytes: int = Field(ge=0)
+    seed: int = 0
+    order: str
+
+
 class TraceHeader(BaseModel):
     """The description that travels with the arrays of a trace.
 
@@ -88,6 +112,7 @@ class TraceHeader(BaseModel):
         expert_bytes: Bytes of one expert in each MoE layer, where the trace knows them.
         dense_bytes: Bytes of all else in each MoE layer, where the trace knows them.
         teacher_forced: Whether the text was given and no token was sampled by the model.
+        closed_loop: The lossy system under which the routes were recorded; None for a whole model.
         signals: One entry for each array in `RoutingTrace.signals`, by name.
     """
 
@@ -111,6 +136,7 @@ class TraceHeader(BaseModel):
     expert_bytes: tuple[int, ...] | None = None
     dense_bytes: tuple[int, ...] | None = None
     teacher_forced: bool = False
+    closed_loop: ClosedLoop | None = None
     signals: dict[str, SignalSpec] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -12,16 +12,19 @@ from pathlib import Path
 from types import ModuleType
 
 import moesim.traces.formats
-from moesim.traces import store
+from moesim.traces import chunks, store
 from moesim.traces.errors import TraceError
 from moesim.traces.formats import mapped
 from moesim.traces.schema import RoutingTrace
 
-NATIVE = "moesim"
+NATIVE, CHUNKS = "moesim", "moesim-chunks"
 
 
 def load(path: str | os.PathLike[str], *, mapping: Mapping[str, str] | None = None) -> RoutingTrace:
     """Read and check a trace; the file's suffix does not matter.
+
+    A chunked trace was checked when it was written: its chunks are compared with their hashes when
+    they are opened.
 
     Args:
         path: A file, or a folder of those formats that are folders.
@@ -37,6 +40,8 @@ def load(path: str | os.PathLike[str], *, mapping: Mapping[str, str] | None = No
         raise TraceError(f"{source}: no such file or folder; give the path of a trace")
     if source.is_file() and source.stat().st_size == 0:
         raise TraceError(f"{source}: the file is empty; record or copy it again")
+    if mapping is None and chunks.sniff(source):
+        return chunks.read_chunks(source)
     try:
         trace = _read(source, mapping)
     except OSError as error:
@@ -47,7 +52,10 @@ def load(path: str | os.PathLike[str], *, mapping: Mapping[str, str] | None = No
 
 def formats() -> dict[str, str]:
     """Return each readable format with the first line of its description."""
-    found = {NATIVE: (store.__doc__ or "").partition("\n")[0]}
+    found = {
+        name: (module.__doc__ or "").partition("\n")[0]
+        for name, module in ((NATIVE, store), (CHUNKS, chunks))
+    }
     return found | {
         module.__name__.rpartition(".")[2]: (module.__doc__ or "").partition("\n")[0]
         for module in _modules()

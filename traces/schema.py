@@ -65,6 +65,7 @@ class RoutingTrace:
         output_tokens_R: int32 tokens generated; -1 where unknown. The last is never fed back, so a
             fully recorded request has ``output_tokens - 1`` decode rows.
         signals: Optional arrays by name, each declared in ``header.signals``.
+        known: The hash of a content that was computed before; see `knowing`.
     """
 
     header: TraceHeader
@@ -79,6 +80,7 @@ class RoutingTrace:
     prompt_tokens_R: NDArray[np.int32]
     output_tokens_R: NDArray[np.int32]
     signals: Mapping[str, Array] = field(default_factory=dict)
+    known: "KnownHash | None" = field(default=None, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -109,6 +111,11 @@ class RoutingTrace:
     def has_decode(self) -> bool:
         """Whether any row is a decode step."""
         return not bool(self.is_prefill_T.all())
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Number of prompt rows."""
+        return int(self.is_prefill_T.sum())
 
     @property
     def has_prefill(self) -> bool:
@@ -152,8 +159,31 @@ class RoutingTrace:
         """
         check(name, self.header, self.task_R, self.arrays())
 
+    def knowing(self, content_hash: str) -> "RoutingTrace":
+        """Return the trace with its hash, which holds for these very arrays and this header."""
+        arrays = tuple(self.arrays().values())
+        return replace(self, known=KnownHash(content_hash, self.header, self.task_R, arrays))
+
     def content_hash(self) -> str:
         """Return the SHA-256 of header, labels and arrays; the file format does not enter."""
+        if self.known is not None and self.known.is_of(self):
+            return self.known.content_hash
+        return self.computed_hash()
+
+    def order_hash(self) -> str:
+        """Return a hash of who was served in which order: labels, lengths and first choices."""
+        first_RLK = np.ascontiguousarray(self.expert_TLK[self.row_starts()[:-1]], dtype="<i2")
+        who = [
+            list(self.task_R),
+            self.prompt_tokens_R.tolist(),
+            self.output_tokens_R.tolist(),
+        ]
+        digest = hashlib.sha256(json.dumps(who, separators=(",", ":")).encode())
+        digest.update(first_RLK.data.cast("B"))
+        return digest.hexdigest()[:16]
+
+    def computed_hash(self) -> str:
+        """Return `content_hash` as computed from every value, even if it is known."""
         digest = hashlib.sha256(self.document().encode())
         for name, array in self.arrays().items():
             little = array.dtype.newbyteorder("<")
@@ -172,6 +202,13 @@ class RoutingTrace:
         """Return one request, whose rows the caller knows, as views and numbered 0."""
         taken = self._take(rows, slice(request, request + 1))
         return replace(taken, request_T=np.zeros(taken.tokens, dtype=np.int32))
+
+    def between(self, first: int, last: int) -> "RoutingTrace":
+        """Return requests [first, last), numbered from 0; views where the memory is one piece."""
+        starts = self.row_starts()
+        rows = slice(int(starts[first]), int(starts[last]))
+        taken = self._take(rows, slice(first, last))
+        return replace(taken, request_T=taken.request_T - np.int32(first))
 
     def select_requests(self, ids: Sequence[int]) -> "RoutingTrace":
         """Return the requests named, in that order, numbered from 0, as a copy.
@@ -215,9 +252,32 @@ class RoutingTrace:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownHash:
+    """A content hash and the very objects that it was computed of."""
+
+    content_hash: str
+    header: TraceHeader
+    task_R: tuple[str, ...]
+    arrays: tuple[Array, ...]
+
+    def is_of(self, trace: RoutingTrace) -> bool:
+        """Whether a trace is still made of them."""
+        arrays = tuple(trace.arrays().values())
+        return (
+            trace.header is self.header
+            and trace.task_R is self.task_R
+            and len(arrays) == len(self.arrays)
+            and all(one is other for one, other in zip(arrays, self.arrays, strict=True))
+        )
+
+
 def make_document(header: TraceHeader, task_R: Sequence[str]) -> str:
     """Return header and task labels as canonical JSON."""
-    content = {"header": header.model_dump(mode="json"), "task_R": task_R}
+    said = header.model_dump(mode="json")
+    if header.closed_loop is None:
+        del said["closed_loop"]  # as before there was such a thing: hashes of traces stay
+    content = {"header": said, "task_R": task_R}
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -105,8 +105,8 @@ def describe(trace: RoutingTrace) -> dict[str, str | int | float | None]:
         "experts": trace.experts,
         "top_k": trace.top_k,
         "tokens": trace.tokens,
-        "prefill_tokens": int(trace.is_prefill_T.sum()),
-        "decode_tokens": int((~trace.is_prefill_T).sum()),
+        "prefill_tokens": trace.prefill_tokens,
+        "decode_tokens": trace.tokens - trace.prefill_tokens,
         "requests": trace.requests,
     }
     facts |= {f"task: {task}": count for task, count in sorted(Counter(trace.task_R).items())}

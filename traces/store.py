@@ -148,7 +148,7 @@ def read(path: str | os.PathLike[str], *, mmap: bool = True) -> RoutingTrace:
         task_R=task_R,
         gate_TLK=arrays.get("gate_TLK"),
         signals={key: arrays[key] for key in sorted(arrays.keys() - KNOWN.keys())},
-        **{key: arrays[key] for key in NEEDED},
+        **{key: arrays[key] for key in NEEDED},  # type: ignore[arg-type]  # none of them is known
     )
 
 
@@ -177,6 +177,18 @@ def _read_safetensors(path: Path, *, mmap: bool) -> tuple[str, dict[str, Array]]
         raise damaged(path, error) from error
     if DOCUMENT not in metadata:
         blame(str(path), DOCUMENT, "the document is missing", "this file is not a moesim trace")
+    arrays = read_arrays(path)
+    return metadata[DOCUMENT], arrays if mmap else {
+        key: array.copy() for key, array in arrays.items()
+    }
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Map every array of a safetensors file whose header was checked.
+
+    Raises:
+        TraceError: An array is of a type that no trace has.
+    """
     raw = np.memmap(path, mode="r", dtype=np.uint8)
     data_start = 8 + int(raw[:8].view("<u8")[0])
     entries = json.loads(raw[8:data_start].tobytes())
@@ -191,9 +203,7 @@ def _read_safetensors(path: Path, *, mmap: bool) -> tuple[str, dict[str, Array]]
         start, end = (data_start + offset for offset in entry["data_offsets"])
         array = np.asarray(raw[start:end]).view(SAFETENSORS_DTYPES[entry["dtype"]])
         arrays[key] = array.reshape(entry["shape"])
-    return metadata[DOCUMENT], arrays if mmap else {
-        key: array.copy() for key, array in arrays.items()
-    }
+    return arrays
 
 
 def _parse(name: str, document: str) -> tuple[TraceHeader, tuple[str, ...]]:

@@ -32,7 +32,9 @@ def test_unknown_content_lists_the_formats(name: str, content: bytes, tmp_path: 
     with pytest.raises(TraceError) as caught:
         load(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: not a trace of a known format (moesim, bigmoe_csv, ")
+    assert message.startswith(
+        f"{path}: not a trace of a known format (moesim, moesim-chunks, bigmoe_csv, "
+    )
     assert all(known in message for known in formats())
     assert message.endswith("--map token=COL,layer=COL,experts=COL")
     assert "\n" not in message
@@ -54,7 +56,7 @@ def test_every_format_is_one_described_file(repository: Path) -> None:
     """Each file in formats/ is listed with the first line of its docstring, and nothing else is."""
     files = {file.stem for file in (repository / "traces" / "formats").glob("[a-z]*.py")}
     listed = formats()
-    assert files | {"moesim"} == set(listed)
+    assert files | {"moesim", "moesim-chunks"} == set(listed)
     assert all(line and len(line) < 100 for line in listed.values())
 
 
