@@ -16,6 +16,7 @@ from moesim.simulator.testing import (
     engine,
     logged,
     rename_experts,
+    sample_spec,
     small_run,
     tiny_trace,
 )
@@ -58,7 +59,7 @@ def test_renaming_changes_no_time(cache: str) -> None:
 
 
 BY_DEMAND_OR_SIGNAL = [("prefetch", "next_gate"), ("prefetch", "oracle:recall=0.6")] + [
-    ("schedule", name) for name in registry.names("schedule")
+    ("schedule", sample_spec("schedule", name).text) for name in registry.names("schedule")
 ]
 
 

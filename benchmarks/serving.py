@@ -1,0 +1,50 @@
+"""How long the first requests of a recorded arrival log take to replay on a shape of 48 x 128.
+
+python benchmarks/serving.py ../shared/data/requests/AzureLLMInferenceTrace_conv.csv
+
+The routing is drawn from the sample that ships, so the figure is one of speed, not of a server.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from moesim.simulator.memory import MemorySpec
+from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.serving.spec import Serving
+from moesim.traces import load
+
+TRACE = Path(__file__).resolve().parents[1] / "traces/samples/twin-qwen3-30b-a3b-48x128.npz"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("log", help="arrivals: Azure CSV, plain CSV or Mooncake JSONL")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--hardware", default="h100-sxm")
+    parser.add_argument("--slots", default="100%")
+    parser.add_argument("--max-batch", type=int, default=32)
+    parser.add_argument("--chunk", type=int, default=512)
+    given = parser.parse_args()
+    batching = f"fcfs:max_batch={given.max_batch},chunk={given.chunk}"
+    run = prepare(
+        RunSpec(
+            load(TRACE),
+            TRACE.name,
+            given.hardware,
+            {"cache": "lru", "prefetch": "none", "schedule": f"{batching}/resident_first"},
+            memory=MemorySpec(slots=given.slots),
+            serving=Serving(f"file:{given.log}", given.requests),
+        )
+    )
+    begins, began_cpu = time.perf_counter(), time.process_time()
+    row = run.replay().row
+    wall_s, cpu_s = time.perf_counter() - begins, time.process_time() - began_cpu
+    events = row["steps"] * run.spec.trace.layers
+    print(f"{row['requests']} requests, {row['tokens']} tokens, {row['steps']} steps")
+    print(f"{wall_s:.1f} s, of a CPU {cpu_s:.1f} s: {cpu_s / events * 1e6:.0f} us for each layer")
+    print(f"hit rate {row['hit_rate']:.3f}, {row['demands'] / events:.1f} experts a layer")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Continuous batching around another schedule: who joins the running requests, in which order.
+
+A request scheduler is a guard on the schedule axis (``fcfs:max_batch=16/resident_first``): it forms
+the steps, the schedule inside places the experts. Each step takes a token of every running request
+and, beside them, prompt tokens of those in prefill, oldest first; with ``chunk`` these are at most
+so many a step over all requests; else they are taken whole, one prompt a step.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+
+from moesim.simulator.errors import InputError
+from moesim.simulator.policies.base import (
+    Demand,
+    Group,
+    Request,
+    RunInfo,
+    SchedulePolicy,
+    Turn,
+    View,
+)
+
+__all__ = ["Batching", "Rank"]
+
+Rank = tuple[int, ...]
+"""A place in the queue; the lowest is first."""
+
+MAX_BATCH = 32
+
+
+class Batching(SchedulePolicy):
+    """Lets requests in by rank while there is room, and keeps them until they end.
+
+    Nobody overtakes: where the first in the queue finds no room, the others wait behind it. Only
+    who is not admitted for another reason is passed over.
+
+    Args:
+        max_batch: Requests that run together at most.
+        chunk: Prompt tokens of one step at most, over all requests; none takes prompts whole, one
+            a step.
+    """
+
+    timing_free = False
+
+    def __init__(
+        self,
+        run: RunInfo,
+        inner: SchedulePolicy,
+        *,
+        max_batch: int = MAX_BATCH,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__(run)
+        self.inner = inner
+        self._max_batch = max_batch
+        self._chunk = chunk
+        for name, value in (("max_batch", max_batch), ("chunk", chunk)):
+            if value is not None and value < 1:
+                raise InputError(f"schedule policy: option {name}={value}: expected at least 1")
+
+    @abstractmethod
+    def rank(self, request: Request, view: View) -> Rank:
+        """Return a waiting request's place in the queue."""
+
+    def admits(self, request: Request, running: Sequence[int], view: View) -> bool:
+        """Return whether a request may begin beside those that run; room is seen to already.
+
+        With nobody running it must, or the run ends with requests that nobody serves.
+        """
+        return True
+
+    def plan(self, demand: Demand, view: View) -> Sequence[Group]:
+        """Return the plan of the schedule inside."""
+        return self.inner.plan(demand, view)
+
+    def form(self, waiting: Sequence[int], running: Sequence[int], view: View) -> Sequence[Turn]:
+        """Return those that run and those let in now, each with its share of prompt tokens."""
+        everybody = [*running, *self._let_in(waiting, running, view)]
+        turns = []
+        left = self._chunk
+        for number in everybody:
+            prompt_left = view.requests[number].prompt_left
+            if left is None or not prompt_left:
+                turns.append(Turn(number))
+            elif left:
+                turns.append(Turn(number, min(left, prompt_left)))
+                left -= min(left, prompt_left)
+        return turns
+
+    def _let_in(self, waiting: Sequence[int], running: Sequence[int], view: View) -> Iterable[int]:
+        """Yield those that begin now."""
+        if not waiting:
+            return
+        requests = view.requests
+        prompt_left = sum(requests[number].prompt_left for number in running)
+        free_bytes = view.kv_free_bytes
+        together = list(running)
+        ranked = sorted((requests[n] for n in waiting), key=lambda r: self.rank(r, view))
+        for request in ranked:
+            full = len(together) == self._max_batch or prompt_left >= (self._chunk or 1)
+            if full or request.kv_bytes > free_bytes:
+                return
+            if not self.admits(request, together, view):
+                continue
+            free_bytes -= request.kv_bytes
+            prompt_left += request.prompt_left
+            together.append(request.number)
+            yield request.number

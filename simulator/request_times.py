@@ -1,0 +1,103 @@
+"""What requests experienced: queueing apart from service, and what was promised to them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moesim.simulator.ledger import RequestTimes, ServerCounts
+from moesim.simulator.terms import NO_PROMISE
+
+__all__ = ["FIELDS", "keeps_promise", "request_fields"]
+
+_SECOND_NS = 10**9
+_PERCENTILES = (50, 90, 99)
+
+_KINDS = {
+    "request_tpot": "(E2E - TTFT) / (output tokens - 1) of a request, as in vLLM's benchmark",
+    "e2e": "time from arrival to the last token",
+    "queue": "time from arrival to the begin of the first step",
+    "service": "time from there to the last token",
+}
+
+FIELDS: Mapping[str, str] = {
+    **{
+        f"{statistic}_{kind}_ms": text if statistic == "mean" else f"its {statistic}"
+        for kind, text in _KINDS.items()
+        for statistic in ("mean", *(f"p{percentile}" for percentile in _PERCENTILES))
+    },
+    "refused": "requests refused: too long for the KV cache, or too many waited",
+    "slo_attainment": "share of all requests to which something was promised that was kept",
+    "goodput_per_s": "requests whose promise was kept / span",
+    "requests_per_s": "requests served / span",
+    "mean_batch": "requests in a step, mean over the steps",
+    "most_in_step": "the most",
+    "most_waiting": "most requests that waited at a time",
+    "peak_kv_bytes": "most bytes of KV cache in use; empty where they are not counted",
+}
+
+
+def request_fields(
+    requests: Sequence[RequestTimes], server: ServerCounts, *, steps: int, span_ns: int
+) -> dict[str, Any]:
+    """Return the fields above.
+
+    Args:
+        requests: Those that were served.
+        server: What requests did.
+        steps: Forward passes.
+        span_ns: Of the whole run.
+    """
+    ended = [request for request in requests if request.token_ends_ns]
+    times_ns: dict[str, list[float]] = {
+        "request_tpot": [ns for request in ended if (ns := _tpot_ns(request)) is not None],
+        "e2e": [request.token_ends_ns[-1] - request.arrived_ns for request in ended],
+        "queue": [request.began_ns - request.arrived_ns for request in requests],
+        "service": [request.token_ends_ns[-1] - request.began_ns for request in ended],
+    }
+    found: dict[str, Any] = {}
+    for kind, values in times_ns.items():
+        found[f"mean_{kind}_ms"] = _ms(np.mean(values)) if values else None
+        for percentile in _PERCENTILES:
+            value = _ms(np.percentile(values, percentile)) if values else None
+            found[f"p{percentile}_{kind}_ms"] = value
+    promised = [request for request in ended if request.slo != NO_PROMISE]
+    kept = sum(keeps_promise(request) for request in promised)
+    counts = bool(promised)
+    span_s = span_ns / _SECOND_NS
+    found |= {
+        "refused": server.refused,
+        "slo_attainment": (
+            round(kept / (len(promised) + server.refused_promised), 9) if counts else None
+        ),
+        "goodput_per_s": round(kept / span_s, 9) if counts and span_ns else None,
+        "requests_per_s": round(len(requests) / span_s, 9) if span_ns else None,
+        "mean_batch": round(server.requests_in_steps / steps, 9) if steps else None,
+        "most_in_step": server.most_in_step,
+        "most_waiting": server.most_waiting,
+        "peak_kv_bytes": server.most_kv_bytes or None,
+    }
+    return found
+
+
+def keeps_promise(request: RequestTimes) -> bool:
+    """Return whether a request got everything in the time that was promised."""
+    slo, ends_ns = request.slo, request.token_ends_ns
+    tpot_ns = _tpot_ns(request)
+    return not (
+        (slo.ttft_ns is not None and ends_ns[0] - request.arrived_ns > slo.ttft_ns)
+        or (slo.tpot_ns is not None and tpot_ns is not None and tpot_ns > slo.tpot_ns)
+        or (slo.e2e_ns is not None and ends_ns[-1] - request.arrived_ns > slo.e2e_ns)
+    )
+
+
+def _tpot_ns(request: RequestTimes) -> float | None:
+    """Return the mean time of the tokens after the first; None if there are none."""
+    ends_ns = request.token_ends_ns
+    if not request.has_first_token or len(ends_ns) < 2:  # noqa: PLR2004  a first and another
+        return None
+    return (ends_ns[-1] - ends_ns[0]) / (len(ends_ns) - 1)
+
+
+def _ms(time_ns: Any) -> float:  # noqa: ANN401  a numpy number
+    return round(float(time_ns) / 1e6, 6)

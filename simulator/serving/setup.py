@@ -1,0 +1,112 @@
+"""From what a user says of serving to what a run needs: requests, memory, terms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator import registry
+from moesim.simulator.costs import CostModel
+from moesim.simulator.memory import MemoryPlan, MemorySpec, Server, plan
+from moesim.simulator.registry import Axis, PolicySpec
+from moesim.simulator.serving.desk import Terms
+from moesim.simulator.serving.kv import KvRoom, KvShape
+from moesim.simulator.serving.spec import Serving
+from moesim.simulator.serving.stream import RequestStream, stream
+from moesim.traces import RoutingTrace
+
+__all__ = ["Served", "batching_of", "serve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How a run is served, resolved.
+
+    Attributes:
+        stream: Who arrives.
+        kv: Room for KV caches.
+        memory: The division of VRAM.
+        terms: On which terms requests are served.
+        notes: What a reader of results must know.
+        identity: What of all this determines the run.
+    """
+
+    stream: RequestStream
+    kv: KvRoom
+    memory: MemoryPlan
+    terms: Terms
+    notes: list[str]
+    identity: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the model, if no request is refused; no last one is fed back."""
+        drawing = self.stream.drawing
+        return sum(drawing.prompt_tokens_R) + sum(drawing.output_tokens_R) - self.stream.requests
+
+
+def serve(
+    serving: Serving,
+    trace: RoutingTrace,
+    policies: Mapping[Axis, PolicySpec],
+    costs: CostModel,
+    memory: MemorySpec,
+    *,
+    seed: int,
+) -> Served:
+    """Return how a run is served.
+
+    Args:
+        serving: What the user said.
+        trace: Whose routing requests use.
+        policies: Those of the run; the schedule says how many requests run together.
+        costs: Machine, runtime and model.
+        memory: What the user said of it.
+        seed: Of arrivals and routing.
+
+    Raises:
+        MoesimError, TraceError: The arrivals cannot be read, or VRAM does not hold what must be in
+            it.
+    """
+    arriving = stream(serving.arrivals, trace, requests=serving.requests, seed=seed)
+    prompts_R, outputs_R = arriving.drawing.prompt_tokens_R, arriving.drawing.output_tokens_R
+    contexts_R = [p + o - 1 for p, o in zip(prompts_R, outputs_R, strict=True)]
+    batch, chunk = batching_of(policies["schedule"])
+    shape = KvShape.of(costs.shape)
+    largest = sorted((shape.size_bytes(context) for context in contexts_R), reverse=True)[:batch]
+    server = Server(sum(largest), (chunk or max(prompts_R)) + batch)
+    divided = plan(memory, costs, max(contexts_R), server)
+    room = KvRoom(shape, divided.kv_bytes, serving.reserve)
+    notes = [*arriving.drawing.notes]
+    if divided.kv_bytes < server.kv_bytes:
+        notes.append(
+            f"KV caches have {format_bytes(divided.kv_bytes)}; the {len(largest)} largest requests "
+            f"together would take {format_bytes(server.kv_bytes)}"
+        )
+    identity = {
+        "arrivals": arriving.text,
+        "times": _times(arriving),
+        "prompts": prompts_R,
+        "outputs": outputs_R,
+        "first": arriving.drawing.first_R,
+        "kv_bytes": divided.kv_bytes,
+        "reserve": serving.reserve,
+        "most_waiting": serving.most_waiting,
+        "slo": {task: list(slo) for task, slo in sorted(serving.slo.items())},
+    }
+    terms = Terms(room, serving.most_waiting, serving.slo)
+    return Served(arriving, room, divided, terms, notes, identity)
+
+
+def batching_of(schedule: PolicySpec) -> tuple[int, int | None]:
+    """Return how many requests a schedule runs together, and how many prompt tokens a step."""
+    known = registry.options(schedule.cls)
+    if "max_batch" not in known:
+        return 1, None
+    given = {name: option.default for name, option in known.items()} | dict(schedule.options)
+    return given["max_batch"], given.get("chunk")
+
+
+def _times(arriving: RequestStream) -> Sequence[int]:
+    """Return the times of all requests that come whatever becomes of others."""
+    return [at_ns for _, at_ns in arriving.new_arrivals().take(1 << 62)]

@@ -1,0 +1,91 @@
+"""Requests that arrive, as a driver serves them: prompts in chunks, then a token a step."""
+
+from collections.abc import Callable, Sequence
+
+from moesim.simulator.demands import Open, StepRows, Workload
+from moesim.simulator.serving.arrivals import Arrivals
+from moesim.simulator.serving.stream import RequestStream
+from moesim.simulator.terms import Phase
+from moesim.traces import RoutingTrace
+
+__all__ = ["ServedWorkload"]
+
+
+class ServedWorkload(Workload):
+    """The requests of a stream, each with the routing that was drawn for it.
+
+    Args:
+        trace: The recorded sequences.
+        stream: Who arrives.
+        signals: Names of the trace's signals that the policies read.
+        gates: Whether a policy reads the gate weights.
+    """
+
+    def __init__(
+        self,
+        trace: RoutingTrace,
+        stream: RequestStream,
+        *,
+        signals: Sequence[str] = (),
+        gates: bool = False,
+    ) -> None:
+        super().__init__(trace, signals=signals, gates=gates)
+        self._drawing = stream.drawing
+        self._new_arrivals: Callable[[], Arrivals] = stream.new_arrivals
+        self.requests = stream.requests
+
+    def arrivals(self) -> Arrivals:
+        """Return a fresh source of the requests."""
+        return self._new_arrivals()
+
+    def prompt_tokens(self, request: int) -> int:
+        """Return the length of a prompt."""
+        return self._drawing.prompt_tokens_R[request]
+
+    def output_tokens(self, request: int) -> int:
+        """Return the length of an answer."""
+        return self._drawing.output_tokens_R[request]
+
+    def task(self, request: int) -> str:
+        """Return the task label of a request."""
+        return self._drawing.task_R[request]
+
+    def max_context_tokens(self) -> int:
+        """Return the longest context that any request reaches."""
+        lengths = zip(self._drawing.prompt_tokens_R, self._drawing.output_tokens_R, strict=True)
+        return max(prompt + output - 1 for prompt, output in lengths)
+
+    def _load(self, request: int) -> Open:
+        prompt_tokens = self.prompt_tokens(request)
+        rows = self._drawing.rows(request)
+        turns = ServedTurns(prompt_tokens, len(rows))
+        open_ = self._open_rows(self._drawing.first_R[request], rows, turns)
+        open_.first_single = prompt_tokens
+        return open_
+
+
+class ServedTurns:
+    """Which rows each step of a request takes: as much of the prompt as it may, then one by one."""
+
+    def __init__(self, prompt_tokens: int, rows: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._rows = rows
+        self._before: StepRows | None = None
+
+    def next(self, chunk: int | None) -> tuple[StepRows, StepRows | None]:
+        """Return the rows of the next step and those of the step before."""
+        before = self._before
+        begin = before.end if before else 0
+        left = self._prompt_tokens - begin
+        if left > 0:
+            end = begin + (left if chunk is None else min(left, chunk))
+            rows = StepRows(begin, end, Phase.PREFILL, end, end == self._prompt_tokens)
+        else:
+            rows = StepRows(begin, begin + 1, Phase.DECODE, begin + 1, True)
+        self._before = rows
+        return rows, before
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no row is left."""
+        return self._before is not None and self._before.end == self._rows
