@@ -33,6 +33,8 @@ NEVER = np.iinfo(np.int32).max
 
 CHUNK_USES = 192
 
+_UNTOUCHED = np.iinfo(np.int32).min
+
 
 @dataclass(frozen=True)
 class EventUses:
@@ -116,28 +118,51 @@ def lru_distances(uses: EventUses) -> Array:
     """Return the distance of each use (in ``by_last_N`` order) under LRU: distance_N.
 
     It is 1 and the distinct experts touched since the expert's last touch and before the event.
-    They are counted in chunks of events, each use of a chunk against all of it at once.
     """
-    previous_N, next_N = _neighbours(uses.by_last_N)
-    start_N = uses.begin_V1[uses.event_N].astype(np.int32)
-    distance_N = np.full(len(previous_N), NEVER, np.int32)
-    last_touch_X = np.full(int(uses.by_last_N.max(initial=0)) + 1, -1, np.int32)
-    for begin, end in _chunks(uses.begin_V1):
-        part = slice(begin, end)
-        here_B = np.arange(begin, end, dtype=np.int32)
-        previous_B, start_B = previous_N[part], start_N[part]
-        is_earlier_BB = here_B < start_B[:, None]
-        is_last_BB = is_earlier_BB & (next_N[part] >= start_B[:, None])
-        in_chunk_B = (is_last_BB & (here_B > previous_B[:, None])).sum(axis=1)
-        # Those touched before the chunk alone, later than this expert.
-        touched = np.sort(last_touch_X)
-        before_B = len(touched) - np.searchsorted(touched, previous_B, side="right")
-        again_BB = is_earlier_BB & (previous_N[part] < begin)
-        before_B -= (again_BB & (previous_N[part] > previous_B[:, None])).sum(axis=1)
-        distance_B = 1 + in_chunk_B + np.where(previous_B < begin, before_B, 0)
-        distance_N[part] = np.where(previous_B < 0, NEVER, distance_B)
-        last_touch_X[uses.by_last_N[part]] = here_B
-    return distance_N
+    return LruStack(int(uses.by_last_N.max(initial=0)) + 1).distances(uses)
+
+
+class LruStack:
+    """The distances of uses that come in portions of whole events.
+
+    They are counted in chunks of events, each use of a chunk against all of it at once.
+
+    Args:
+        experts: How many there are.
+    """
+
+    def __init__(self, experts: int) -> None:
+        # Last touches as places among the uses of the portion; those before it lie below 0, and of
+        # them the order counts alone.
+        self._last_touch_X = np.full(experts, _UNTOUCHED, np.int32)
+
+    def distances(self, uses: EventUses) -> Array:
+        """Return the distance of each use (in ``by_last_N`` order) of the next portion."""
+        previous_N, next_N = _neighbours(uses.by_last_N)
+        last_touch_X = self._last_touch_X
+        is_first_N = previous_N < 0
+        previous_N[is_first_N] = last_touch_X[uses.by_last_N[is_first_N]]
+        start_N = uses.begin_V1[uses.event_N]
+        distance_N = np.full(len(previous_N), NEVER, np.int32)
+        for begin, end in _chunks(uses.begin_V1):
+            part = slice(begin, end)
+            here_B = np.arange(begin, end, dtype=np.int32)
+            previous_B, start_B = previous_N[part], start_N[part].astype(np.int32)
+            is_earlier_BB = here_B < start_B[:, None]
+            is_last_BB = is_earlier_BB & (next_N[part] >= start_B[:, None])
+            in_chunk_B = (is_last_BB & (here_B > previous_B[:, None])).sum(axis=1)
+            # Those touched before the chunk alone, later than this expert.
+            touched = np.sort(last_touch_X)
+            before_B = len(touched) - np.searchsorted(touched, previous_B, side="right")
+            again_BB = is_earlier_BB & (previous_N[part] < begin)
+            before_B -= (again_BB & (previous_N[part] > previous_B[:, None])).sum(axis=1)
+            distance_B = 1 + in_chunk_B + np.where(previous_B < begin, before_B, 0)
+            distance_N[part] = np.where(previous_B == _UNTOUCHED, NEVER, distance_B)
+            last_touch_X[uses.by_last_N[part]] = here_B
+        known = np.flatnonzero(last_touch_X != _UNTOUCHED)
+        in_order = known[np.argsort(last_touch_X[known])]
+        last_touch_X[in_order] = np.arange(-len(in_order), 0)
+        return distance_N
 
 
 def lifetime_lfu_priorities(uses: EventUses) -> Array:
