@@ -5,6 +5,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from moesim.simulator.commands.options import (
+    Cache,
+    ExpertBudget,
+    Model,
+    Prefetch,
+    Schedule,
+    Slots,
+    SystemName,
+    WeightsFormat,
+)
+
 NOT_AVAILABLE = 3
 _MINUTES = {"cuda": 3.0, "cpu": 0.3}
 _SECONDS = 60
@@ -26,6 +37,24 @@ Minutes = Annotated[
 JsonOut = Annotated[
     Path | None, typer.Option("--json", help="Write every median, spread and held-out point.")
 ]
+_LOG = "From an engine's own log instead of this machine"
+FromLog = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV with a row for each decode step: time, and bytes read if known.",
+        rich_help_panel=_LOG,
+    ),
+]
+OfTrace = Annotated[
+    Path | None, typer.Option("--trace", help="What it routed.", rich_help_panel=_LOG)
+]
+LogColumns = Annotated[
+    str | None,
+    typer.Option(
+        help="time=COLUMN,bytes=COLUMN. Default wall_ms and the like, read_bytes.",
+        rich_help_panel=_LOG,
+    ),
+]
 
 
 def calibrate(
@@ -34,6 +63,17 @@ def calibrate(
     runtime_output: RuntimeOutput = None,
     minutes: Minutes = None,
     json_out: JsonOut = None,
+    from_log: FromLog = None,
+    trace: OfTrace = None,
+    log_columns: LogColumns = None,
+    system: SystemName = None,
+    cache: Cache = None,
+    prefetch: Prefetch = None,
+    schedule: Schedule = None,
+    expert_budget: ExpertBudget = None,
+    slots: Slots = None,
+    model: Model = None,
+    weights_format: WeightsFormat = None,
 ) -> None:
     """Measure this machine in minutes: a profile whose every figure carries evidence and spread.
 
@@ -41,6 +81,11 @@ def calibrate(
 
     Each figure is the median of samples spread over the whole run. Points that no fit has seen are
     measured too; the table says how well the fits meet them.
+
+    moesim calibrate --from-log TOKENS.csv --trace TRACE --cache lru --slots 25% -o theirs.yaml
+
+    Fits the first half of the log of somebody's own engine, which ran those policies in that room,
+    and states the error on the second half.
     """
     from moesim.simulator.errors import InputError  # noqa: PLC0415  light at import
 
@@ -50,6 +95,23 @@ def calibrate(
         _check_path(option, path)
     if json_out is not None and not json_out.parent.is_dir():
         raise InputError(f"--json {json_out}: give a file in an existing folder")
+    if (from_log is None) != (trace is None):
+        raise InputError("give --from-log and --trace together: the times, and what was routed")
+    if from_log is not None and trace is not None:
+        from moesim.simulator.commands import from_log as logs  # noqa: PLC0415  light at import
+
+        logs.calibrate_from_log(
+            from_log,
+            trace,
+            logs.Engine(
+                system, cache, prefetch, schedule, expert_budget, slots, model, weights_format
+            ),
+            columns=log_columns,
+            output=output,
+            runtime_output=runtime_output,
+            json_out=json_out,
+        )
+        return
     try:
         import torch  # noqa: PLC0415  torch only when it runs
     except ModuleNotFoundError as error:

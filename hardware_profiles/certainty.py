@@ -33,12 +33,19 @@ class Typical:
     least_band: float = 0.0
 
 
-def terms(profile: HardwareProfile, runtime: RuntimeProfile, typical: Typical) -> Terms:
+def terms(
+    profile: HardwareProfile,
+    runtime: RuntimeProfile,
+    typical: Typical,
+    *,
+    looks_ahead: bool = False,
+) -> Terms:
     """Return how sure each kind of time is: copy, dense, experts, head, host and cpu.
 
     There is no cpu term where the runtime computes no experts on the CPU.
     """
     kernels = runtime.kernels
+    looking = [_plain("kernels.look_ahead", kernels.look_ahead)] if kernels.look_ahead else []
 
     def reading(read_bytes: float, multiple: Figure[float], key: str) -> Part:
         gpu = profile.gpu
@@ -58,6 +65,7 @@ def terms(profile: HardwareProfile, runtime: RuntimeProfile, typical: Typical) -
             [
                 reading(typical.dense_bytes, kernels.dense_multiple, "kernels.dense_multiple"),
                 _plain("kernels.dense_fixed", kernels.dense_fixed),
+                *(looking if looks_ahead else []),
             ],
             typical.least_band,
         ),

@@ -88,12 +88,16 @@ def round_runtime(
     launch_layer_ns: int = 10_000,
     launch_run_ns: int = 5_000,
     launch_per_expert_ns: int = 1_000,
+    launch_prompt_layer_ns: int | None = None,
+    launch_prompt_expert_ns: int | None = None,
     event_ns: int = 0,
     router_wait_ns: int = 4_000,
     poll_ns: int = 1_000,
     dense_fixed_ns: int = 0,
     expert_fixed_ns: int = 0,
     head_fixed_ns: int = 0,
+    expert_after_copy_ns: int = 0,
+    expert_while_copying_ns: int = 0,
     kernel_multiple: float = 1.0,
     hand_over_ns: int = 3_000,
     notice_ns: int = 2_000,
@@ -101,10 +105,12 @@ def round_runtime(
 ) -> RuntimeProfile:
     """Return a runtime whose kernels reach the roofline and whose host costs are round.
 
+    Prompts are launched at the cost of decode steps unless their own is given.
     `decision_ns` is base, per expert and per command; `kernel_multiple` is that of dense and
     expert kernels alike.
     """
     base, per_expert, per_command = decision_ns
+    prompt_ns = {"prompt_layer": launch_prompt_layer_ns, "prompt_expert": launch_prompt_expert_ns}
     return RuntimeProfile.from_tree(
         {
             "schema": 1,
@@ -116,6 +122,7 @@ def round_runtime(
                 "run": _ns(launch_run_ns),
                 "per_expert": _ns(launch_per_expert_ns),
                 "event": _ns(event_ns),
+                **{key: _ns(time_ns) for key, time_ns in prompt_ns.items() if time_ns is not None},
             },
             "wait": {"router": _ns(router_wait_ns), "poll": _ns(poll_ns)},
             "copying": {
@@ -132,6 +139,8 @@ def round_runtime(
                 "expert_multiple": [kernel_multiple, "round"],
                 "expert_fixed": _ns(expert_fixed_ns),
                 "head_fixed": _ns(head_fixed_ns),
+                "expert_after_copy": _ns(expert_after_copy_ns),
+                "expert_while_copying": _ns(expert_while_copying_ns),
             },
             "cpu_experts": {"hand_over": _ns(hand_over_ns), "notice": _ns(notice_ns)},
             "decisions": {

@@ -31,12 +31,16 @@ class Launch(Strict):
         run: One run of experts, whatever their number.
         per_expert: Each expert of a run, on top.
         event: Recording or waiting for one event.
+        prompt_layer: As `layer` in a step that has prompt tokens; absent where it is the same.
+        prompt_expert: As `per_expert` in such a step.
     """
 
     layer: Figure[Nanoseconds]
     run: Figure[Nanoseconds]
     per_expert: Figure[Nanoseconds]
     event: Figure[Nanoseconds]
+    prompt_layer: Figure[Nanoseconds] | None = None
+    prompt_expert: Figure[Nanoseconds] | None = None
 
 
 class Wait(Strict):
@@ -81,6 +85,22 @@ class Kernels(Strict):
         expert_multiple: Of the experts.
         expert_fixed: Added to each run of experts.
         head_fixed: Added to the head: sampling, and the token's way to the host.
+        attention_multiple: Of reading the KV cache and of its products; absent where it is
+            `dense_multiple`.
+        qk_norm: Added to a layer that normalises queries and keys; absent where it is nothing.
+        kv_repeat: Added to a layer with fewer heads of keys and values than of queries, by software
+            that repeats them; absent where it does not.
+        kv_repeat_multiple: Of reading the repeated cache, on top of `attention_multiple` of the
+            cache as it is.
+        look_ahead: Added to a layer whose residual later routers are asked about, for a policy
+            that reads what they say; absent where it is nothing.
+        expert_compute_multiple: Of the experts' products where they, not reading the weights, take
+            the time; absent where it is `expert_multiple`.
+        expert_after_copy: From the end of a copy until a run that waits for it begins; absent where
+            it is nothing.
+        expert_while_copying: Added to a run that begins while copies run, beside the share by which
+            the machine slows all kernels down: what it fetches over the same link; absent where it
+            is nothing.
     """
 
     dense_multiple: Figure[Multiple]
@@ -88,6 +108,14 @@ class Kernels(Strict):
     expert_multiple: Figure[Multiple]
     expert_fixed: Figure[Nanoseconds]
     head_fixed: Figure[Nanoseconds]
+    attention_multiple: Figure[Multiple] | None = None
+    qk_norm: Figure[Nanoseconds] | None = None
+    kv_repeat: Figure[Nanoseconds] | None = None
+    kv_repeat_multiple: Figure[Multiple] | None = None
+    look_ahead: Figure[Nanoseconds] | None = None
+    expert_compute_multiple: Figure[Multiple] | None = None
+    expert_after_copy: Figure[Nanoseconds] | None = None
+    expert_while_copying: Figure[Nanoseconds] | None = None
 
 
 class CpuExperts(Strict):

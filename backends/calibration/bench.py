@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.scale import Scale
+from moesim.backends.calibration.software import Software
 from moesim.backends.calibration.works import Work
 
 Way = Literal["h2d", "d2h", "pageable"]
@@ -25,13 +25,11 @@ class Bench(Protocol):
         place: Where its tensors lie.
         dtype: Of weights.
         scale: The sizes to measure.
-        kernels: What its kernels are, in words.
     """
 
     place: torch.device
     dtype: torch.dtype
     scale: Scale
-    kernels: str
 
     def copy_ns(self, way: Way, nbytes: int) -> float:
         """Return the time that each copy takes when copies of that size follow one another."""
@@ -61,17 +59,8 @@ class Bench(Protocol):
         """Return room for one token in host memory that the device can write to."""
         ...
 
-    def host_probes(self, layer: Work, run: Work, run_of_one: Work) -> list[Probe]:
-        """Return the probes of host costs.
-
-        They are ``host launch layer``, ``host launch run``, ``host launch run of one``, ``host
-        event``, ``host poll``, ``host wait router`` and ``host issue``.
-
-        Args:
-            layer: One layer's attention and router, captured.
-            run: A run of experts, captured.
-            run_of_one: A run of one expert, captured.
-        """
+    def software(self) -> Software:
+        """Return what runs on it."""
         ...
 
     def vram(self) -> tuple[int, int, int]:

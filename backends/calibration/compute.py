@@ -1,4 +1,4 @@
-"""Kernels on the device: rates, attention with dense part, experts, head, and all beside copies.
+"""Plain torch kernels on a device: attention with dense part, experts, head, and beside copies.
 
 A kernel's time is fitted as the cost model writes it: a multiple of the roofline floor at the
 measured rates, plus what does not shrink with the work.
@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from moesim.backends.calibration import host, works
 from moesim.backends.calibration import sheet as write
-from moesim.backends.calibration import works
 from moesim.backends.calibration.bench import Bench
 from moesim.backends.calibration.fitting import Check, fit_line
+from moesim.backends.calibration.rates import PRODUCT, READ, Rates, alone, beside, gpu_section
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.scale import DensePoint, ExpertPoint
 from moesim.backends.calibration.sheet import Sheet
 
-_SECOND_NS = 1e9
 _FLOPS_PER_PAIR = 4
 _HEAD = "head"
-_READ = "read of the device's memory"
-_PRODUCT = "large product"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +35,14 @@ class Kernels:
 
     Args:
         bench: The device.
+        host_probes: Of what the host pays; see `host`.
     """
 
-    def __init__(self, bench: Bench) -> None:
+    words = "torch operations in float32 on threads"
+
+    def __init__(self, bench: Bench, host_probes: Sequence[Probe]) -> None:
         self._bench = bench
+        self._host_probes = host_probes
         scale = bench.scale
         make = works.Weights(bench.place, bench.dtype, scale.cold_bytes)
         self._held: dict[str, Captured] = {}
@@ -49,12 +51,10 @@ class Kernels:
         for run in (*scale.experts, *scale.held_experts):
             self._hold(run.name, works.expert_works(run, make))
         self._hold(_HEAD, works.head_works(scale.head, make, bench.host_token()))
-        self._hold(_READ, [works.read_work(scale.read_bytes, make)])
-        self._hold(_PRODUCT, [works.product_work(scale.product_width, make)])
-        # What the host launches in one go: one layer, one run, not a whole rotation.
-        self.layer = bench.captured(works.dense_works(scale.dense[0], make)[:1])
-        self.run = bench.captured(works.expert_works(scale.experts[1], make)[:1])
-        self.run_of_one = bench.captured(works.expert_works(scale.experts[0], make)[:1])
+        self._hold(READ, [works.read_work(scale.read_bytes, make)])
+        self._hold(PRODUCT, [works.product_work(scale.product_width, make)])
+        # What the host launches in one go: one layer, not a whole rotation.
+        self.kernel = bench.captured(works.dense_works(scale.dense[0], make)[:1])
 
     def _hold(self, name: str, found: Sequence[works.Work]) -> None:
         self._held[name] = Captured(self._bench.captured(found), len(found))
@@ -71,9 +71,9 @@ class Kernels:
         """Return a probe for every kernel, and for some of them beside copies."""
         found = [Probe(name, partial(self._sample, name)) for name in self._held]
         for name in self._beside():
-            found.append(Probe(f"{name}, beside copies", partial(self._sample_beside, name)))
-            found.append(Probe(f"{name}, not beside", partial(self._sample, name)))
-        return found
+            found.append(Probe(beside(name), partial(self._sample_beside, name)))
+            found.append(Probe(alone(name), partial(self._sample, name)))
+        return [*found, *self._host_probes]
 
     def _beside(self) -> tuple[str, str]:
         scale = self._bench.scale
@@ -81,34 +81,29 @@ class Kernels:
 
     def gpu(self, sheet: Sheet) -> dict[str, Any]:
         """Return the rates of the profile's section ``gpu``."""
-        rates = self._rates(sheet)
-        read = sheet.source(
-            "memory", f"one pass over {self._bench.scale.read_bytes} bytes", [_READ]
-        )
-        width = self._bench.scale.product_width
-        product = sheet.source(
-            "product", f"a square product of width {width}, {self._bench.kernels}", [_PRODUCT]
-        )
-        pairs = [(f"{name}, beside copies", f"{name}, not beside") for name in self._beside()]
-        slow_down = max(
-            0.0, sum(sheet.median(a) / sheet.median(b) - 1 for a, b in pairs) / len(pairs)
-        )
-        beside = sheet.source(
-            "beside",
-            f"{' and '.join(self._beside())}, with and without copies to the device beside",
-            [name for pair in pairs for name in pair],
-        )
+        rates = Rates.of(sheet, self._bench.scale)
+        return gpu_section(self._bench, sheet, rates, [READ], self.words, self._beside())
+
+    def sections(self, sheet: Sheet) -> dict[str, Any]:
+        """Return the runtime's sections on host and kernels."""
         return {
-            "memory_bandwidth": [write.bytes_per_s(rates.bytes_per_s), read],
-            "bf16": [write.flop_per_s(rates.flop_per_s), product],
-            "memory_efficiency": ["100%", read],
-            "compute_efficiency": ["100%", product],
-            "slow_down_while_copying": [write.share(min(1.0, slow_down)), beside],
+            "launch": host.launch(sheet, self._bench.scale.experts[1].experts),
+            "wait": host.wait(sheet),
+            "copying": host.copying(sheet),
+            "kernels": self._kernels(sheet),
         }
 
-    def kernels(self, sheet: Sheet) -> dict[str, Any]:
+    def complete(self, machine: dict[str, Any], runtime: dict[str, Any], sheet: Sheet) -> None:
+        """Fill in nothing: no token was served."""
+
+    def close(self) -> None:
+        """Hold nothing but tensors."""
+        self._held.clear()
+
+    def _kernels(self, sheet: Sheet) -> dict[str, Any]:
         """Return the runtime's section ``kernels``."""
-        scale, rates, size = self._bench.scale, self._rates(sheet), self._bench.dtype.itemsize
+        scale, size = self._bench.scale, self._bench.dtype.itemsize
+        rates = Rates.of(sheet, scale)
         dense = _fit_points(
             sheet,
             {point.name: _dense_floor(point, rates, size) for point in scale.dense},
@@ -119,7 +114,7 @@ class Kernels:
             {point.name: _expert_floor(point, rates, size) for point in scale.experts},
             {point.name: _expert_floor(point, rates, size) for point in scale.held_experts},
         )
-        how = f"{self._bench.kernels}, weights cold"
+        how = f"{self.words}, weights cold"
         dense_source = sheet.source(
             "dense",
             f"attention and router of one layer, {how}",
@@ -143,27 +138,8 @@ class Kernels:
             "head_fixed": [write.ns(head_fixed), head],
         }
 
-    def _rates(self, sheet: Sheet) -> "_Rates":
-        scale = self._bench.scale
-        return _Rates(
-            scale.read_bytes * _SECOND_NS / sheet.median(_READ),
-            2 * scale.product_width**3 * _SECOND_NS / sheet.median(_PRODUCT),
-        )
 
-
-@dataclass(frozen=True, slots=True)
-class _Rates:
-    bytes_per_s: float
-    flop_per_s: float
-
-    def reading_ns(self, read_bytes: float) -> float:
-        return read_bytes * _SECOND_NS / self.bytes_per_s
-
-    def floor_ns(self, read_bytes: float, flops: float) -> float:
-        return max(self.reading_ns(read_bytes), flops * _SECOND_NS / self.flop_per_s)
-
-
-def _dense_floor(point: DensePoint, rates: _Rates, itemsize: int) -> float:
+def _dense_floor(point: DensePoint, rates: Rates, itemsize: int) -> float:
     shape, positions = point.shape, point.batch * point.context
     weights = works.dense_bytes(shape, itemsize)
     flops = point.batch * 2 * weights / itemsize
@@ -173,7 +149,7 @@ def _dense_floor(point: DensePoint, rates: _Rates, itemsize: int) -> float:
     )
 
 
-def _expert_floor(point: ExpertPoint, rates: _Rates, itemsize: int) -> float:
+def _expert_floor(point: ExpertPoint, rates: Rates, itemsize: int) -> float:
     one = rates.floor_ns(
         works.expert_bytes(point.shape, itemsize), point.tokens * works.expert_flops(point.shape)
     )

@@ -1,19 +1,19 @@
 """Copies: time against size in each direction, both at once, and after a pause."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from time import sleep
+from time import perf_counter
 from typing import Any
 
 from moesim.backends.calibration import sheet as write
 from moesim.backends.calibration.bench import Bench, Way
 from moesim.backends.calibration.fitting import Check, fit_line
 from moesim.backends.calibration.sampling import Probe
-from moesim.backends.calibration.sheet import Sheet
+from moesim.backends.calibration.sheet import Figure, Sheet
 from moesim.backends.calibration.works import Work
 from moesim.hardware_profiles.link import Pcie
-from moesim.hardware_profiles.units import format_bytes
+from moesim.hardware_profiles.units import format_bytes, parse_bytes_per_s
 
 _SECOND_NS = 1e9
 _WAYS: tuple[Way, ...] = ("h2d", "d2h", "pageable")
@@ -66,9 +66,11 @@ def idle_probes(bench: Bench, kernel: Work) -> list[Probe]:
 
 
 def _after_pause(pause_s: float, measure: Callable[[], float]) -> float:
+    """Measure after a pause in which the host spins, as the driver's does."""
     measure()
-    if pause_s:
-        sleep(pause_s)
+    over_s = perf_counter() + pause_s
+    while perf_counter() < over_s:
+        pass
     return measure()
 
 
@@ -95,6 +97,14 @@ def link(bench: Bench, sheet: Sheet, reported: Pcie | None) -> dict[str, Any]:
         section[way] = _route(way, bench, sheet, times[way], pcie.bytes_per_s)
     section["first_copy"] = _first_copy(bench, sheet)
     return section
+
+
+def most_read(link: Mapping[str, Any], expert_bandwidth: Figure) -> Figure:
+    """Return the fastest that the host's memory was seen to be read: it can do that at least."""
+    rates, source = link["h2d"]["bandwidth"]
+    seen: list[Figure] = [[rate, source] for rate in rates.values()]
+    fastest: Figure = max([*seen, expert_bandwidth], key=lambda one: parse_bytes_per_s(one[0]))
+    return fastest.copy()
 
 
 def _name(way: Way, nbytes: int) -> str:

@@ -4,7 +4,7 @@ Device times are taken between events on a stream that a short spin holds back w
 work over, so that no launch is in them. Copies run on a stream of their own for each direction.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter, perf_counter_ns
 from typing import Any
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from moesim.backends.calibration.bench import Way
-from moesim.backends.calibration.sampling import Probe
+from moesim.backends.calibration.graph_software import GraphSoftware
 from moesim.backends.calibration.scale import CUDA, Scale
+from moesim.backends.calibration.software import Software
 from moesim.backends.calibration.works import Work
+from moesim.backends.drivers.cuda.pinned import pinned_bytes
+from moesim.backends.drivers.cuda.transfer import copy_to_device
 
 _cuda: Any = torch.cuda  # half of its functions have no types
 _MOST_COPIES = 32
 _SPIN_CYCLES = 3_000_000
-_CALLS = 10
 _MIB = 1024 * 1024
 _BLOCK_BYTES = 1024 * _MIB
 _VRAM_BLOCK_BYTES = 256 * _MIB
@@ -28,26 +30,21 @@ _ROW_BYTES = 256 * _MIB
 _BESIDE_BYTES = 1024 * _MIB
 _LEAVE_RAM = 0.9
 _MS_NS = 1e6
-_IDS = 8
 
 
 class CudaBench:
     """A CUDA device; see `Bench`."""
-
-    kernels = "torch operations in bf16 under CUDA graphs"
 
     def __init__(self, scale: Scale = CUDA) -> None:
         self.place = torch.device("cuda", torch.cuda.current_device())
         self.dtype = torch.bfloat16
         self.scale = scale
         room = 2 * max(*scale.copy_bytes, *scale.held_copy_bytes)
-        self._pinned = torch.randint(0, 255, (room,), dtype=torch.uint8).pin_memory()
+        self._pinned = pinned_bytes(room)
         self._back = torch.zeros(room, dtype=torch.uint8).pin_memory()
         self._pageable = torch.randint(0, 255, (room,), dtype=torch.uint8)
         self._device = torch.zeros(room, dtype=torch.uint8, device=self.place)
         self._source = torch.zeros(room, dtype=torch.uint8, device=self.place)
-        self._ids = torch.zeros(_IDS, dtype=torch.long, device=self.place)
-        self._host_ids = torch.zeros(_IDS, dtype=torch.long).pin_memory()
         self._up, self._down = _cuda.Stream(), _cuda.Stream()
         self._graphs: list[tuple[torch.cuda.CUDAGraph, Sequence[Work]]] = []
 
@@ -65,22 +62,26 @@ class CudaBench:
         with torch.cuda.stream(stream):
             _cuda._sleep(_SPIN_CYCLES)  # noqa: SLF001  torch has no public spin
             begun.record()
-            copies = self._enqueue(way, nbytes, min(_MOST_COPIES, _ROW_BYTES // nbytes))
+            copies = min(_MOST_COPIES, _ROW_BYTES // nbytes)
+            self._enqueue(way, nbytes, copies)
             ended.record()
         ended.synchronize()
         return float(begun.elapsed_time(ended)) * _MS_NS / copies
 
-    def _enqueue(self, way: Way, nbytes: int, copies: int) -> int:
-        """Hand copies over to the current stream and return how many."""
+    def _enqueue(self, way: Way, nbytes: int, copies: int) -> None:
+        """Hand copies over to the current stream: to the device in the driver's own way."""
         blocks = len(self._pinned) // nbytes
         for number in range(copies):
             at = number % blocks * nbytes
             if way == "h2d":
-                target, source = self._device, self._pinned
+                self._copy_up(at, nbytes)
             else:
                 target, source = self._back, self._source
-            target[at : at + nbytes].copy_(source[at : at + nbytes], non_blocking=True)
-        return copies
+                target[at : at + nbytes].copy_(source[at : at + nbytes], non_blocking=True)
+
+    def _copy_up(self, at: int, nbytes: int) -> None:
+        to, source = self._device.data_ptr() + at, self._pinned.data_ptr() + at
+        copy_to_device(to, source, nbytes, self._up.cuda_stream)
 
     def _pageable_ns(self, nbytes: int) -> float:
         """Return the time by the host's clock: such a copy holds the host."""
@@ -104,10 +105,9 @@ class CudaBench:
     def lone_copy_ns(self, nbytes: int) -> float:
         """Return the time of one copy between events, on a device with nothing else to do."""
         begun, ended = _events()
-        with torch.cuda.stream(self._up):
-            begun.record()
-            self._device[:nbytes].copy_(self._pinned[:nbytes], non_blocking=True)
-            ended.record()
+        begun.record(self._up)
+        self._copy_up(0, nbytes)
+        ended.record(self._up)
         ended.synchronize()
         return float(begun.elapsed_time(ended)) * _MS_NS
 
@@ -139,7 +139,7 @@ class CudaBench:
     def kernel_ns(self, work: Work) -> float:
         """Return the time between two events around the work."""
         begun, ended = _events()
-        _cuda._sleep(_SPIN_CYCLES // 3)  # noqa: SLF001  torch has no public spin
+        _cuda._sleep(_SPIN_CYCLES)  # noqa: SLF001  torch has no public spin
         begun.record()
         work()
         ended.record()
@@ -150,52 +150,9 @@ class CudaBench:
         """Return pinned room for one token."""
         return torch.zeros(1, dtype=torch.long).pin_memory()
 
-    # Host
-
-    def host_probes(self, layer: Work, run: Work, run_of_one: Work) -> list[Probe]:
-        """Return the probes of host costs."""
-        event = _cuda.Event()
-        event.record()
-        torch.cuda.synchronize()
-        router = self.captured([self._send_ids])
-        return [
-            Probe("host launch layer", _host_ns(layer)),
-            Probe("host launch run", _host_ns(run)),
-            Probe("host launch run of one", _host_ns(run_of_one)),
-            Probe("host event", _host_ns(event.record)),
-            Probe("host poll", _host_ns(event.query)),
-            Probe("host wait router", lambda: self._wait_ns(router)),
-            Probe("host issue", self._issue_ns),
-        ]
-
-    def _send_ids(self) -> None:
-        self._ids.add_(1)
-        self._host_ids.copy_(self._ids, non_blocking=True)
-
-    def _wait_ns(self, router: Work) -> float:
-        """Return what a spinning host waits beyond launch and device time of a small graph."""
-        begun, ended = _events()
-        torch.cuda.synchronize()
-        began_ns = perf_counter_ns()
-        begun.record()
-        router()
-        ended.record()
-        launched_ns = perf_counter_ns()
-        while not ended.query():
-            pass
-        noticed_ns = perf_counter_ns()
-        device_ns = float(begun.elapsed_time(ended)) * _MS_NS
-        return max(0.0, min(noticed_ns - launched_ns, noticed_ns - began_ns - device_ns))
-
-    def _issue_ns(self) -> float:
-        copies = 16
-        with torch.cuda.stream(self._up):
-            _cuda._sleep(_SPIN_CYCLES)  # noqa: SLF001  torch has no public spin
-            began_ns = perf_counter_ns()
-            self._enqueue("h2d", _MIB, copies)
-            took_ns = perf_counter_ns() - began_ns
-        torch.cuda.synchronize()
-        return took_ns / copies
+    def software(self) -> Software:
+        """Return our own driver with graphs: what is calibrated is what runs."""
+        return GraphSoftware(self)
 
     # Memory
 
@@ -235,18 +192,3 @@ class CudaBench:
 
 def _events() -> tuple[Any, Any]:
     return _cuda.Event(enable_timing=True), _cuda.Event(enable_timing=True)
-
-
-def _host_ns(call: Callable[[], object]) -> Callable[[], float]:
-    """Return a probe of the host's time for one call, the device idle before the first."""
-
-    def sample() -> float:
-        torch.cuda.synchronize()
-        began_ns = perf_counter_ns()
-        for _ in range(_CALLS):
-            call()
-        took_ns = perf_counter_ns() - began_ns
-        torch.cuda.synchronize()
-        return took_ns / _CALLS
-
-    return sample

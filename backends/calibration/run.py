@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from moesim.backends.calibration import copies, cpu_experts, decisions, fingerprint, host, works
+from moesim.backends.calibration import copies, cpu_experts, decisions, fingerprint, works
 from moesim.backends.calibration import sheet as write
 from moesim.backends.calibration.bench import Bench
-from moesim.backends.calibration.compute import Kernels
 from moesim.backends.calibration.cuda_bench import CudaBench
 from moesim.backends.calibration.fitting import Check
 from moesim.backends.calibration.sampling import Samples, interleave, summarise
 from moesim.backends.calibration.sheet import Provenance, Sheet
+from moesim.backends.calibration.software import Software
 from moesim.backends.calibration.threads_bench import ThreadsBench
 from moesim.traces.store import read
 
@@ -95,36 +95,36 @@ def calibrate(
     in_ram = works.Weights(torch.device("cpu"), bench.dtype, bench.scale.cold_bytes)
     workers = cpu_experts.CpuExperts(bench, in_ram, cores)
     try:
-        kernels = Kernels(bench)
+        software = bench.software()
         replays, refused = decisions.replays(read(_sample_file()).head(requests=1), systems)
         probes = [
             *copies.probes(bench),
-            *kernels.probes(),
+            *software.probes(),
             *workers.probes(),
-            *bench.host_probes(kernels.layer, kernels.run, kernels.run_of_one),
             *decisions.probes(replays),
-            *copies.idle_probes(bench, kernels.layer),
+            *copies.idle_probes(bench, software.kernel),
         ]
         samples = interleave(probes, seconds, on_round=on_round)
         after = fingerprint.clocks(bench.place)
+        date = dt.datetime.now(dt.UTC).date().isoformat()
+        provenance = Provenance(command, date, driver)
+        machine_sheet, runtime_sheet = Sheet(samples, provenance), Sheet(samples, provenance)
+        machine = _machine(bench, machine_sheet, software, workers)
+        runtime = _runtime(runtime_sheet, software, workers)
+        runtime["decisions"] = decisions.decisions(replays, runtime_sheet)
         pinned, is_more = bench.pinned_bytes(seconds * _PIN_SHARE)
-        memory = bench.vram()
+        _memory(bench, machine, machine_sheet, runtime, runtime_sheet)
+        software.complete({**machine, "sources": machine_sheet.sources}, runtime, runtime_sheet)
+        software.close()
     finally:
         workers.close()
         bench.close()
-    place = bench.place
-    date = dt.datetime.now(dt.UTC).date().isoformat()
-    provenance = Provenance(command, date, driver)
-    machine_sheet, runtime_sheet = Sheet(samples, provenance), Sheet(samples, provenance)
-    machine = _machine(bench, machine_sheet, kernels, workers, memory)
-    runtime = _runtime(bench, runtime_sheet, kernels, workers, memory[2])
-    runtime["decisions"] = decisions.decisions(replays, runtime_sheet)
     beside = machine_sheet.median("copy h2d not beside") / machine_sheet.median(
         "copy h2d beside d2h"
     )
     return Calibration(
         machine=_head(name, _title(bench), machine_sheet) | machine,
-        runtime=_head(name, f"moesim's {place.type} backend, {bench.kernels}", runtime_sheet)
+        runtime=_head(name, f"moesim's {bench.place.type} backend, {software.words}", runtime_sheet)
         | runtime,
         samples=samples,
         checks=[*machine_sheet.checks, *runtime_sheet.checks],
@@ -160,65 +160,58 @@ def _title(bench: Bench) -> str:
 
 
 def _machine(
-    bench: Bench,
-    sheet: Sheet,
-    kernels: Kernels,
-    workers: cpu_experts.CpuExperts,
-    memory: tuple[int, int, int],
+    bench: Bench, sheet: Sheet, software: Software, workers: cpu_experts.CpuExperts
 ) -> dict[str, Any]:
-    """Return the sections of a hardware profile."""
+    """Return the sections of a hardware profile, but for the size of VRAM."""
     place = bench.place
     found = fingerprint.fingerprint(place)
-    total, usable, _ = memory
-    is_gpu = place.type == "cuda"
     size = sheet.read_off("sizes", "as driver and system report them")
-    share = (
-        sheet.read_off("usable", "blocks of 256 MiB allocated until one was refused")
-        if is_gpu
-        else sheet.estimate("usable", "half of the RAM stands for VRAM", _GUESS)
-    )
-    rates = kernels.gpu(sheet)
+    rates = software.gpu(sheet)
     processor = workers.host(sheet)
+    link = copies.link(bench, sheet, fingerprint.connection(place))
     return {
-        "gpu": {
-            "name": found.gpu,
-            "vram": [format_exact(total), size],
-            "vram_usable": [write.share(usable / total), share],
-            **rates,
-        },
-        "link": copies.link(bench, sheet, fingerprint.connection(place)),
+        "gpu": {"name": found.gpu, **rates},
+        "link": link,
         "host": {
             "cpu": found.cpu,
             "cores": str(fingerprint.cores()),
             "ram": [format_exact(fingerprint.ram_bytes()), size],
-            "dram_bandwidth": processor["expert_bandwidth"],
+            "dram_bandwidth": copies.most_read(link, processor["expert_bandwidth"]),
             **processor,
         },
         "fingerprint": found.model_dump(),
     }
 
 
-def _runtime(
+def _runtime(sheet: Sheet, software: Software, workers: cpu_experts.CpuExperts) -> dict[str, Any]:
+    """Return the sections of a runtime profile, but for decisions and memory."""
+    return {**software.sections(sheet), "cpu_experts": workers.runtime(sheet)}
+
+
+def _memory(
     bench: Bench,
-    sheet: Sheet,
-    kernels: Kernels,
-    workers: cpu_experts.CpuExperts,
-    workspace_bytes: int,
-) -> dict[str, Any]:
-    """Return the sections of a runtime profile, but for decisions."""
+    machine: dict[str, Any],
+    machine_sheet: Sheet,
+    runtime: dict[str, Any],
+    runtime_sheet: Sheet,
+) -> None:
+    """Say how much VRAM there is, can be used, and is kept by the software."""
+    total, usable, workspace_bytes = bench.vram()
+    share = (
+        machine_sheet.read_off("usable", "blocks of 256 MiB allocated until one was refused")
+        if bench.place.type == "cuda"
+        else machine_sheet.estimate("usable", "half of the RAM stands for VRAM", _GUESS)
+    )
+    machine["gpu"] |= {
+        "vram": [format_exact(total), "sizes"],
+        "vram_usable": [write.share(usable / total), share],
+    }
     if workspace_bytes:
-        room = sheet.read_off("workspace", "what torch kept beyond its tensors, graphs captured")
+        room = runtime_sheet.read_off("workspace", "what torch kept beyond its tensors")
     else:
         workspace_bytes = _WORKSPACE_BYTES
-        room = sheet.estimate("workspace", "activations of a small model", _GUESS)
-    return {
-        "launch": host.launch(sheet, bench.scale.experts[1].experts),
-        "wait": host.wait(sheet),
-        "copying": host.copying(sheet),
-        "kernels": kernels.kernels(sheet),
-        "cpu_experts": workers.runtime(sheet),
-        "memory": {"workspace": [format_exact(workspace_bytes), room]},
-    }
+        room = runtime_sheet.estimate("workspace", "activations of a small model", _GUESS)
+    runtime["memory"] = {"workspace": [format_exact(workspace_bytes), room]}
 
 
 def format_exact(nbytes: int) -> str:

@@ -56,6 +56,8 @@ class ExpertPoint(NamedTuple):
 class Scale:
     """Sizes for one kind of device; those called `held_*` are measured and never fitted.
 
+    Points of plain torch kernels stand here; those of our graphs in ``graph_points.py``.
+
     Attributes:
         copy_bytes: Sizes of copies.
         long_copy_bytes: Of the copies that run beside kernels, and after a pause.
@@ -75,61 +77,26 @@ class Scale:
     cold_bytes: int
     product_width: int
     read_bytes: int
-    head: tuple[int, int]
-    dense: tuple[DensePoint, ...]
-    held_dense: tuple[DensePoint, ...]
-    experts: tuple[ExpertPoint, ...]
-    held_experts: tuple[ExpertPoint, ...]
     cpu_expert: ExpertShape
+    head: tuple[int, int] = (0, 0)
+    dense: tuple[DensePoint, ...] = ()
+    held_dense: tuple[DensePoint, ...] = ()
+    experts: tuple[ExpertPoint, ...] = ()
+    held_experts: tuple[ExpertPoint, ...] = ()
     cpu_tokens: tuple[int, ...] = (1, 2, 4, 16, 128)
     held_cpu_tokens: tuple[int, ...] = (8,)
 
 
-_NARROW = DenseShape(2048, 16, 4, 128, 64)
-_WIDE = DenseShape(4096, 32, 8, 128, 8)
 _OLMOE = ExpertShape(2048, 1024)
-_QWEN3 = ExpertShape(2048, 768)
-_MIXTRAL = ExpertShape(4096, 14336)
 
 CUDA = Scale(
     copy_bytes=tuple(size * _KIB for size in (16, 64, 256, 1024, 4096, 16384, 65536)),
     held_copy_bytes=tuple(size * _KIB for size in (128, 2048, 9216, 32768)),
     long_copy_bytes=16 * _MIB,
-    pauses_s=(0.01, 0.1, 1.0),
+    pauses_s=(0.0003, 0.001, 0.01, 0.1, 1.0),
     cold_bytes=512 * _MIB,
     product_width=8192,
     read_bytes=1024 * _MIB,
-    head=(2048, 50_304),
-    dense=(
-        DensePoint(_NARROW, 128, 1),
-        DensePoint(_NARROW, 1024, 1),
-        DensePoint(_NARROW, 4096, 1),
-        DensePoint(_NARROW, 1024, 8),
-        DensePoint(_WIDE, 128, 1),
-        DensePoint(_WIDE, 1024, 1),
-        DensePoint(_WIDE, 4096, 1),
-        DensePoint(_WIDE, 1024, 8),
-    ),
-    held_dense=(
-        DensePoint(_NARROW, 512, 4),
-        DensePoint(_WIDE, 512, 2),
-        DensePoint(_WIDE, 2048, 1),
-    ),
-    experts=(
-        ExpertPoint(_OLMOE, 1, 1),
-        ExpertPoint(_OLMOE, 8, 1),
-        ExpertPoint(_OLMOE, 8, 16),
-        ExpertPoint(_OLMOE, 8, 64),
-        ExpertPoint(_QWEN3, 8, 1),
-        ExpertPoint(_MIXTRAL, 1, 1),
-        ExpertPoint(_MIXTRAL, 2, 1),
-        ExpertPoint(_MIXTRAL, 2, 64),
-    ),
-    held_experts=(
-        ExpertPoint(_OLMOE, 4, 1),
-        ExpertPoint(_QWEN3, 8, 4),
-        ExpertPoint(_MIXTRAL, 2, 8),
-    ),
     cpu_expert=_OLMOE,
 )
 

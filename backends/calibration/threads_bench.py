@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from moesim.backends.calibration.bench import Way
+from moesim.backends.calibration.compute import Kernels
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.scale import THREADS, Scale
+from moesim.backends.calibration.software import Software
 from moesim.backends.calibration.worker import Worker
 from moesim.backends.calibration.works import Work
 
@@ -26,8 +28,6 @@ _CALLS = 20
 
 class ThreadsBench:
     """The CPU as a device; see `Bench`."""
-
-    kernels = "torch operations in float32 on threads"
 
     def __init__(self, scale: Scale = THREADS) -> None:
         self.place = torch.device("cpu")
@@ -113,9 +113,12 @@ class ThreadsBench:
         """Return room for one token."""
         return torch.zeros(1, dtype=torch.long)
 
-    def host_probes(self, layer: Work, run: Work, run_of_one: Work) -> list[Probe]:
+    def software(self) -> Software:
+        """Return torch's kernels."""
+        return Kernels(self, self._host_probes())
+
+    def _host_probes(self) -> list[Probe]:
         """Return the probes of host costs: a launch here is a job put into a stream's queue."""
-        del layer, run, run_of_one  # a job costs its queue the same whatever it does
         jobs: SimpleQueue[object] = SimpleQueue()
         event = threading.Event()
 

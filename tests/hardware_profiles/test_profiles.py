@@ -15,6 +15,7 @@ MACHINES = [
     "a100-80gb",
     "a6000",
     "h100-sxm",
+    "h100-sxm-measured",
     "h200-sxm",
     "l40s",
     "rtx3090",

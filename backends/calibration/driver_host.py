@@ -1,0 +1,147 @@
+"""What the host pays for each call of the driver, taken from the driver itself."""
+
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+
+from moesim.backends.calibration import sheet as write
+from moesim.backends.calibration.pieces import LEAST_POOL
+from moesim.backends.calibration.sampling import Probe
+from moesim.backends.calibration.sheet import Sheet
+from moesim.backends.controllers import Deciding
+from moesim.backends.drivers.cuda.graph_driver import GraphDriver
+from moesim.backends.drivers.cuda.streams import new_event
+from moesim.backends.opening import open_model
+from moesim.backends.sources import RANDOM, Source
+from moesim.simulator.messages import Copy, Run
+from moesim.simulator.registry import Axis
+from moesim.simulator.terms import GPU, RAM, Cause, Place, Tier
+
+LRU: dict[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
+CONTEXT = 128
+CALLS = 8
+_LAYER, _EVENT, _POLL, _ISSUE = "host launch layer", "host event", "host poll", "host copy"
+_RUN, _ONE = "host launch run", "host launch run of one"
+_WINDOW = "16MiB"
+
+
+class DriverHost:
+    """A driver with nothing to decide.
+
+    Args:
+        model: Name of a shape.
+        place: The GPU.
+    """
+
+    def __init__(self, model: str, place: torch.device) -> None:
+        opened = open_model(Source(model, RANDOM, layers=2, pinned_pool=LEAST_POOL), place)
+        store = opened.store
+        self._experts, self._top_k = store.parts.experts, store.parts.top_k
+        self._blob_bytes = store.sizes_L[0]
+        budget_bytes = self._experts * self._blob_bytes
+        controller = Deciding(policies=LRU, budget_bytes=budget_bytes).controller(
+            experts=self._experts, top_k=self._top_k, sizes_L=store.sizes_L
+        )
+        self._opened = opened
+        self._driver = GraphDriver(controller, store, budget_bytes)
+        self._decode = decode = self._driver.decoder(opened.checkpoint.model, CONTEXT)
+        self._layer = decode._graphs[1].replay  # noqa: SLF001  what a step launches
+        self._work = decode._works[0]  # noqa: SLF001  the inputs that the graphs read
+        self._work.choose(list(range(self._top_k)))
+        self._event = new_event()
+        self._number = 0
+
+    def probes(self) -> list[Probe]:
+        """Return the probes of all calls."""
+        return [
+            Probe(_LAYER, self._layer_ns),
+            Probe(_RUN, lambda: self._run_ns(self._top_k)),
+            Probe(_ONE, lambda: self._run_ns(1)),
+            Probe(_EVENT, lambda: self._idle_ns(self._event.record)),
+            Probe(_POLL, lambda: self._idle_ns(self._driver.poll)),
+            Probe(_ISSUE, self._copies_ns),
+        ]
+
+    def _idle_ns(self, call: Any) -> float:  # noqa: ANN401  any function without arguments
+        """Return the mean time of a call on an idle device."""
+        took_ns = 0
+        for _ in range(CALLS):
+            torch.cuda.synchronize()
+            began_ns = perf_counter_ns()
+            call()
+            took_ns += perf_counter_ns() - began_ns
+        return took_ns / CALLS
+
+    def _layer_ns(self) -> float:
+        self._decode.cache.reset()  # each launch fills a place of it
+        return self._idle_ns(self._layer)
+
+    def _run_ns(self, experts: int) -> float:
+        chosen = tuple(range(experts))
+        offsets = [expert * self._blob_bytes for expert in chosen]
+
+        def launch() -> None:
+            self._number += 1
+            command = Run(self._number, chosen, (1,) * experts, GPU)
+            self._driver.start_run(command, offsets)
+
+        self._driver.open_layer(self._work)
+        took_ns = self._idle_ns(launch)
+        torch.cuda.synchronize()
+        self._driver.forget_step()
+        return took_ns
+
+    def _copies_ns(self) -> float:
+        """Return the mean time of a call when copies are handed over one after another."""
+        began_ns = perf_counter_ns()
+        for expert in range(CALLS):
+            self._number += 1
+            place = Place(Tier.VRAM, slot=expert, offset_bytes=expert * self._blob_bytes)
+            command = Copy(self._number, expert, 0, RAM, place, Cause.DEMAND)
+            self._driver.start_copy(command, expert * self._blob_bytes)
+        took_ns = perf_counter_ns() - began_ns
+        torch.cuda.synchronize()
+        self._driver.poll()
+        self._driver.forget_step()
+        return took_ns / CALLS
+
+    def launch(self, sheet: Sheet) -> dict[str, Any]:
+        """Return the section ``launch``; a run's own event is charged apart."""
+        source = sheet.source(
+            "launch", "host time of the driver's calls, device idle", [_LAYER, _RUN, _ONE]
+        )
+        event = sheet.source("event", "host time to record one event", [_EVENT])
+        run, one, event_ns = sheet.median(_RUN), sheet.median(_ONE), sheet.median(_EVENT)
+        each_ns = max(0.0, run - one) / (self._top_k - 1)
+        return {
+            "layer": [write.ns(sheet.median(_LAYER)), source],
+            "run": [write.ns(one - each_ns - event_ns), source],
+            "per_expert": [write.ns(each_ns), source],
+            "event": [write.ns(event_ns), event],
+        }
+
+    def poll(self, sheet: Sheet) -> list[Any]:
+        """Return the figure of one poll."""
+        source = sheet.source("poll", "host time of the driver's poll, nothing ended", [_POLL])
+        return [write.ns(sheet.median(_POLL)), source]
+
+    def copying(self, sheet: Sheet) -> dict[str, Any]:
+        """Return the section ``copying``; its event is charged apart."""
+        source = sheet.source(
+            "issue", f"host time of the driver's copy call, {CALLS} in a row", [_ISSUE]
+        )
+        issue_ns = sheet.median(_ISSUE) - sheet.median(_EVENT)
+        return {
+            "source": "pinned",
+            "blocking": "no",
+            "pieces_per_expert": "1",
+            "issue": [write.ns(issue_ns), source],
+            "overhead": ["0us", source],
+            "window": _WINDOW,
+        }
+
+    def close(self) -> None:
+        """Release the driver's memory."""
+        self._driver.close()
+        del self._layer, self._work, self._decode, self._opened
