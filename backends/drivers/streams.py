@@ -32,7 +32,15 @@ class Job:
 
 
 class Stream:
-    """One thread that does jobs in the order they were submitted."""
+    """One thread that does jobs in the order they were submitted.
+
+    Args:
+        name: Of the resource.
+        clock_ns: The driver's clock.
+        bell: Rung at each end.
+        spans: Where to note every job, or None.
+        begin: What the thread does first.
+    """
 
     def __init__(
         self,
@@ -40,12 +48,14 @@ class Stream:
         clock_ns: Callable[[], int],
         bell: threading.Event,
         spans: list[Span] | None,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.busy_ns = 0
         self._name = name
         self._clock_ns = clock_ns
         self._bell = bell
         self._spans = spans
+        self._begin = begin
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._is_cancelled = False
         self._last: Job | None = None
@@ -75,6 +85,7 @@ class Stream:
     @torch.inference_mode()
     def _serve(self) -> None:
         torch.set_num_threads(self._cores)  # as the host: a product's bits depend on how it is cut
+        self._begin()
         while (job := self._jobs.get()) is not None:
             for earlier in job.after:
                 earlier.ended.wait()

@@ -1,5 +1,6 @@
 """How a captured layer's experts are computed: by kernels in graphs, or by torch beside them."""
 
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from moesim.backends.drivers.cuda.pinned import mapped, pinned_bytes
+from moesim.backends.drivers.cuda.pinned import mapped, pinned_bytes, words
 from moesim.backends.experts import LayerWork
 from moesim.backends.formats import FORMATS
 from moesim.backends.layouts import ExpertLayout
@@ -26,7 +27,9 @@ class TorchExperts:
     """Products by torch between the pieces, for experts that no kernel reads."""
 
     def cut(self, layer: int, work: LayerWork) -> None:
-        """Keep nothing: the runs compute on the work."""
+        """Make room for the rows, which every replay adds up."""
+        del layer
+        work.rows_SD.zero_()
 
     def merge(self, layer: int, work: LayerWork, out_TD: Tensor) -> None:
         """Have the products added by the next piece."""
@@ -48,16 +51,18 @@ class KernelExperts:
 
     def __init__(self, arena_B: Tensor, layout: ExpertLayout, top_k: int) -> None:
         # Here, not above: they need triton, which has no wheel for every machine.
-        from moesim.backends.drivers.cuda.kernels import decode, merge  # noqa: PLC0415
+        from moesim.backends.drivers.cuda.kernels import decode, merge, timing  # noqa: PLC0415
 
-        self._decode, self._merge = decode, merge
+        self._decode, self._merge, self._timing = decode, merge, timing
         device = arena_B.device
         self._arena_B = arena_B
         self._layout = layout
         self._ring_NS = pinned_bytes(RING * top_k * 8).view(torch.long).view(RING, top_k)
-        self._entries = self._ring_NS.numpy()
+        self._entries = words(self._ring_NS)
         self._seen_NS = mapped(self._ring_NS)
         self._launches_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self._began_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self._busy_1 = torch.zeros(1, dtype=torch.long, device=device)
         self._offsets_S = torch.full((top_k,), -1, dtype=torch.long, device=device)
         self._activation_SI = torch.empty(top_k, layout.intermediate, device=device)
         self._rows_PSD = torch.zeros(layout.pieces, top_k, layout.width, device=device)
@@ -89,31 +94,38 @@ class KernelExperts:
             self._graphs.append(graph)
         torch.cuda.synchronize()
         self._launched = int(self._launches_1)
+        self._busy_1.zero_()
 
-    def run(self, work: LayerWork, experts: Sequence[int], offsets_bytes: Sequence[int]) -> bool:
-        """Launch experts of a captured layer; return False for a layer of another step."""
-        layer = self._number.get(id(work))
-        if layer is None:
-            return False
-        entry = self._entries[self._launched % RING]
-        entry.fill(-1)
-        for expert, offset in zip(experts, offsets_bytes, strict=True):
-            entry[work.choices.index(expert)] = offset
+    def has(self, work: LayerWork) -> bool:
+        """Return whether a layer is a captured one."""
+        return id(work) in self._number
+
+    def busy_ns(self) -> int:
+        """Return how long all launches took on the GPU; waits for them."""
+        return int(self._busy_1)
+
+    def run(self, work: LayerWork, experts: Sequence[int], offsets_bytes: Sequence[int]) -> None:
+        """Launch experts of a captured layer, counted within it."""
+        layer = self._number[id(work)]
+        if experts == work.choices:
+            entry = array("q", offsets_bytes)
+        else:
+            place = dict(zip(experts, offsets_bytes, strict=True))
+            entry = array("q", [place.get(expert, -1) for expert in work.choices])
+        begin = self._launched % RING * len(entry)
+        self._entries[begin : begin + len(entry)] = entry
         self._launched += 1
         self._graphs[layer].replay()
-        return True
 
-    def take(self, work: LayerWork, expert: int, rows_SD: Tensor) -> bool:
-        """Take in products from elsewhere; return False for a layer of another step."""
-        if id(work) not in self._number:
-            return False
+    def take(self, work: LayerWork, expert: int, rows_SD: Tensor) -> None:
+        """Take in products of a captured layer from elsewhere."""
         place = work.positions[expert]
-        self._rows_PSD[1:, place] = 0
-        self._rows_PSD[0, place] = rows_SD[place].float()
-        return True
+        if self._layout.pieces > 1:
+            self._rows_PSD[1:, place] = 0
+        self._rows_PSD[0, place].copy_(rows_SD[place])
 
     def _launch(self, work: LayerWork) -> None:
-        self._merge.fetch_offsets(self._seen_NS, self._launches_1, self._offsets_S)
+        self._merge.fetch_offsets(self._seen_NS, self._launches_1, self._offsets_S, self._began_1)
         self._decode.decode_experts(
             work.hidden_TD,
             self._arena_B,
@@ -122,6 +134,7 @@ class KernelExperts:
             self._activation_SI,
             self._rows_PSD,
         )
+        self._timing.add_elapsed(self._began_1, self._busy_1)
 
 
 def kernel_layout(store: ExpertStore) -> ExpertLayout | None:

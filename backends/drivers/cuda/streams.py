@@ -1,11 +1,18 @@
 """Events of CUDA: when something began and ended, taken from a pool and given back."""
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-POOLED = 256
+from moesim.backends.base import Span
+from moesim.simulator.ledger import Timings
+
+GPU = "gpu"
+"""What spans call the GPU's own work; other resources are copy engines."""
+POOLED = 1024
 NS_PER_MS = 1_000_000
 # torch leaves the methods of these two without types.
 Event = Any
@@ -26,7 +33,10 @@ def new_stream() -> Stream:
 
 @dataclass(slots=True)
 class Mark:
-    """Two events around what a stream does."""
+    """Two events around what a stream does.
+
+    They are recorded by naming the stream: without a name an event costs 6 µs instead of 1.7.
+    """
 
     began: Event = field(default_factory=new_event)
     ended: Event = field(default_factory=new_event)
@@ -50,3 +60,60 @@ class Marks:
     def give_back(self, mark: Mark) -> None:
         """Let a mark be taken again; nobody may wait for it any more."""
         self._free.append(mark)
+
+
+class Journal:
+    """Every job that has ended: how long it took, and when, as a timeline shows it.
+
+    Asking events costs about 5 µs a job, on the thread that hands copies over. So jobs are noted
+    as a step ends and read one by one while the host waits for the next steps.
+
+    Args:
+        spans: Where to note them; None notes nothing.
+        clock_ns: The host's clock.
+        timings: Busy times are added to.
+        marks: Where events go back to once they were read.
+    """
+
+    def __init__(
+        self,
+        spans: list[Span] | None,
+        clock_ns: Callable[[], int],
+        timings: Timings,
+        marks: Marks,
+    ) -> None:
+        self._spans = spans
+        self._timings = timings
+        self._marks = marks
+        self._unread: deque[tuple[str, object, Mark]] = deque()
+        self._origin = new_event()
+        torch.cuda.synchronize()
+        self._origin.record()
+        self._origin.synchronize()
+        self._origin_ns = clock_ns()
+
+    def note(self, resource: str, label: object, mark: Mark) -> None:
+        """Note a job that has ended; no command names it any more."""
+        self._unread.append((resource, label, mark))
+
+    def read_one(self) -> None:
+        """Read the oldest job that was not read, if there is one."""
+        if self._unread:
+            self._read(*self._unread.popleft())
+
+    def read_all(self) -> None:
+        """Read all that is left."""
+        while self._unread:
+            self._read(*self._unread.popleft())
+
+    def _read(self, resource: str, label: object, mark: Mark) -> None:
+        took_ns = mark.span_ns()
+        if resource == GPU:
+            self._timings.experts_busy_ns += took_ns
+        else:
+            busy_ns = self._timings.engines_busy_ns
+            busy_ns[resource] = busy_ns.get(resource, 0) + took_ns
+        if self._spans is not None:
+            began_ns = self._origin_ns + Mark(self._origin, mark.began).span_ns()
+            self._spans.append((resource, label, began_ns, began_ns + took_ns))
+        self._marks.give_back(mark)

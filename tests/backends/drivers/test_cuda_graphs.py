@@ -8,7 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="drivers move tensors")
 pytest.importorskip("transformers", reason="they are models of transformers")
 
-from moesim.backends.controllers import Deciding  # noqa: E402 - after the skip
+from moesim.backends.budget import kv_bytes_per_token, runtime_bytes  # noqa: E402 - after the skip
+from moesim.backends.controllers import Deciding  # noqa: E402
 from moesim.backends.drivers.cuda.driver import CudaDriver  # noqa: E402
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver  # noqa: E402
 from moesim.backends.execution import Keep, execute  # noqa: E402
@@ -101,6 +102,28 @@ def test_graphs_say_what_the_model_says(offloaded: Callable[[str], Any], family:
             assert float((a - b).abs().max() / b.abs().max()) <= NOISE
 
 
+def test_what_graphs_and_prompts_take_is_counted(offloaded: Callable[[str], Any]) -> None:
+    """At its peak a run takes no more than its experts' room, its cache and what is said of it."""
+    model, store, _, _ = offloaded("Olmoe")
+    longest = max(map(len, PROMPTS)) + NEW_TOKENS
+    per_token = kv_bytes_per_token(model)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+
+    run(model, store, "lru none resident_first", 9)
+
+    took = torch.cuda.max_memory_allocated() - before
+    counted = runtime_bytes(store, longest, per_token) + per_token * longest
+    assert 9 * max(store.sizes_L) < took <= 9 * max(store.sizes_L) + counted
+
+
+def test_graphs_time_themselves(offloaded: Callable[[str], Any]) -> None:
+    """Without a timeline the GPU's own clock says how long experts took, within the run."""
+    model, store, _, _ = offloaded("Olmoe")
+    timings = run(model, store, "lru none resident_first", 9).timings
+    assert 0 < timings.experts_busy_ns == timings.gpu_busy_ns < timings.span_ns
+
+
 @pytest.mark.parametrize("family", ["Mixtral", "DeepseekV2"])
 def test_cpu_experts_agree_within_noise(offloaded: Callable[[str], Any], family: str) -> None:
     """Products of the CPU are taken in where the graphs look for them."""
@@ -131,6 +154,6 @@ def test_a_family_that_needs_the_host_is_refused(
     store = ExpertStore.take_from(model, pin=True)
     with pytest.raises(CapabilityError, match=message) as caught:
         run(model, store, "lru none resident_first", 9)
-    assert str(caught.value).endswith("take --backend cuda, which runs it without graphs")
+    assert str(caught.value).endswith("take --backend cuda-eager, which runs it without graphs")
     done = run(model, store, "lru none resident_first", 9, CudaDriver)
     assert done.tokens == [[int(each.argmax()) for each in request] for request in expected]

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import globaltimer
 
 # T tokens, K chosen, S = T x K rows in (token, rank) order, P partial rows, D width,
 # N ring entries.
@@ -29,7 +30,9 @@ def merge_rows(rows_PSD: Tensor, gates_TK: Tensor, out_TD: Tensor) -> None:
     )
 
 
-def fetch_offsets(ring_NS: Tensor, launches_1: Tensor, offsets_S: Tensor) -> None:
+def fetch_offsets(
+    ring_NS: Tensor, launches_1: Tensor, offsets_S: Tensor, began_1: Tensor | None = None
+) -> None:
     """Copy the next entry of a ring in pinned host memory to the device, by one block.
 
     One block alone reads over PCIe, and no small copy queues behind the big ones. The device counts
@@ -40,12 +43,22 @@ def fetch_offsets(ring_NS: Tensor, launches_1: Tensor, offsets_S: Tensor) -> Non
         ring_NS: Pinned int64, contiguous.
         launches_1: How many launches there were (int64, on the device); incremented.
         offsets_S: Written, int64, on the device.
+        began_1: Where given, written: the GPU's clock, in ns (see ``timing.add_elapsed``).
     """
     entries, count = ring_NS.shape
     assert ring_NS.dtype == launches_1.dtype == offsets_S.dtype == torch.int64
     assert offsets_S.numel() == count
     block = triton.next_power_of_2(count)
-    _fetch[(1,)](ring_NS, launches_1, offsets_S, count, ENTRIES=entries, BLOCK=block)
+    _fetch[(1,)](
+        ring_NS,
+        launches_1,
+        offsets_S,
+        launches_1 if began_1 is None else began_1,
+        count,
+        IS_TIMED=began_1 is not None,
+        ENTRIES=entries,
+        BLOCK=block,
+    )
 
 
 @triton.jit(do_not_specialize=["row_count"])
@@ -72,7 +85,18 @@ def _merge(
 
 
 @triton.jit
-def _fetch(ring, launches, offsets, count, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):
+def _fetch(
+    ring,
+    launches,
+    offsets,
+    began,
+    count,
+    IS_TIMED: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    if IS_TIMED:
+        tl.store(began, globaltimer())
     launch = tl.load(launches)
     s = tl.arange(0, BLOCK)
     entry = ring + (launch % ENTRIES) * count
