@@ -26,7 +26,7 @@ class Checkpoint:
 
     Attributes:
         model: In evaluation mode, on its device.
-        tokenizer: Of transformers.
+        tokenizer: Of transformers; None where the weights are random.
         name: The hub's id, or the folder's name.
         revision: The hub's commit; for a folder of up to 1 GiB the SHA-256 of its weights.
         bytes_per_parameter: As stored; None where the checkpoint is quantised.
@@ -101,6 +101,21 @@ def load_checkpoint(
         bytes_per_parameter=None if is_quantised else stored.itemsize,
         tokenizer_hash=None if backend is None else _sha256(backend.to_str().encode()),
     )
+
+
+def load_config(source: str) -> Any:  # noqa: ANN401  a configuration of transformers
+    """Return the configuration of a checkpoint, without its weights.
+
+    Raises:
+        ModelError: There is none, or transformers can't read it.
+    """
+    try:
+        return transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"{source}: transformers can't read its configuration: {reason}"
+        ) from error
 
 
 def _weights_hash(folder: Path) -> str | None:

@@ -23,6 +23,10 @@ ALIGNMENT_BYTES = 128
 The experts of every model we know of are multiples of it already: nothing is padded.
 """
 
+RANDOM_BLOCK_BYTES = 2**27
+"""Of float32: random experts repeat themselves after it, at other places of each expert."""
+RANDOM_SCALE = 0.02
+
 MATRICES = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
 
 
@@ -123,6 +127,38 @@ class ExpertStore:
         ]
         return cls(parts, layouts, layers_EB)
 
+    @classmethod
+    def random(cls, model: Model, *, pin: bool = False, pool_bytes: int | None = None) -> Self:
+        """Make a store of random weights for a model whose own experts take no memory.
+
+        Args:
+            model: Built on the meta device; it loses its experts.
+            pin: Whether the blobs are page-locked.
+            pool_bytes: Layers share as many layers' blobs as fit, at least one; None shares none.
+
+        Raises:
+            ModelError: The model has no MoE layer of a kind that can be offloaded.
+            OutOfMemoryError: Host memory does not do for the store.
+        """
+        parts = find_moe(model)
+        layouts = tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
+        block_B = _random_block(layouts[0].matrices[0].dtype)
+        made: dict[BlobLayout, list[Tensor]] = {}
+        layers_EB: list[Tensor] = []
+        for layer, layout in zip(parts.layers, layouts, strict=True):
+            nbytes = parts.experts * layout.blob_bytes
+            rooms = made.setdefault(layout, [])
+            if pool_bytes is None or not rooms or (len(rooms) + 1) * nbytes <= pool_bytes:
+                room_B = _room(nbytes, pin=pin)
+                for begin in range(0, nbytes, len(block_B)):
+                    piece_B = room_B[begin : begin + len(block_B)]
+                    piece_B.copy_(block_B[: len(piece_B)])
+                rooms.append(room_B.view(parts.experts, layout.blob_bytes))
+            layers_EB.append(rooms[len(layers_EB) % len(rooms)])
+            for matrix in layout.matrices:
+                delattr(layer.experts, matrix.name)
+        return cls(parts, layouts, layers_EB)
+
     @property
     def sizes_L(self) -> tuple[int, ...]:
         """Bytes of one expert of each layer."""
@@ -132,6 +168,12 @@ class ExpertStore:
     def total_bytes(self) -> int:
         """Bytes of all experts."""
         return self.parts.experts * sum(self.sizes_L)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of host memory; fewer than of all experts where layers share it."""
+        rooms = {blobs_EB.data_ptr(): blobs_EB.numel() for blobs_EB in self._layers_EB}
+        return sum(rooms.values())
 
     def blob(self, expert: int) -> Tensor:
         """Return the bytes of one expert, by its number over all layers."""
@@ -151,15 +193,24 @@ def make_arena(nbytes: int, device: torch.device) -> Tensor:
 def _repack(layer: MoeLayer, layout: BlobLayout, experts: int, *, pin: bool) -> Tensor:
     """Copy one layer's experts into blobs and take them off the module."""
     module: Any = layer.experts
-    nbytes = experts * layout.blob_bytes
-    room_B = pinned_bytes(nbytes) if pin else torch.zeros(nbytes, dtype=torch.uint8)
-    blobs_EB = room_B.view(experts, layout.blob_bytes)
+    blobs_EB = _room(experts * layout.blob_bytes, pin=pin).view(experts, layout.blob_bytes)
     for matrix in layout.matrices:
         fused = getattr(module, matrix.name).detach()
         for index in range(experts):
             matrix.view(blobs_EB[index], 0).copy_(fused[index])
         delattr(module, matrix.name)
     return blobs_EB
+
+
+def _room(nbytes: int, *, pin: bool) -> Tensor:
+    return pinned_bytes(nbytes) if pin else torch.zeros(nbytes, dtype=torch.uint8)
+
+
+def _random_block(dtype: torch.dtype) -> Tensor:
+    """Return the bytes that random experts are cut from."""
+    random = torch.Generator().manual_seed(0)
+    numbers = torch.empty(RANDOM_BLOCK_BYTES // 4).normal_(0.0, RANDOM_SCALE, generator=random)
+    return numbers.to(dtype).view(torch.uint8)
 
 
 def _aligned(nbytes: int) -> int:

@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from moesim.backends.sources import Source
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.traces.store import SUFFIXES
 
-BACKENDS = ("cpu", "cuda", "cuda-graphs")
+BACKENDS = ("cpu", "cuda", "cuda-eager")
+"""Threads; a GPU with decode in graphs and our kernels; a GPU with transformers' own modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,10 +18,11 @@ class Wishes:
 
     Attributes:
         axes: Policies that override the system's: cache, prefetch, schedule.
+        batch: Requests that run together; ``chunk`` caps the prompt tokens of a step.
         memory: ``--vram``, ``--expert-budget``, ``--slots``.
     """
 
-    model: str
+    source: Source
     prompts: Path | None
     routes: Path | None
     system: str | None
@@ -28,6 +31,8 @@ class Wishes:
     memory: tuple[str | None, str | None, str | None]
     backend: str
     threads: int | None
+    batch: int | None
+    chunk: int | None
     new_tokens: int
     max_prompts: int | None
     temperature: float
@@ -48,8 +53,13 @@ def check_wishes(wishes: Wishes) -> None:
     """
     if wishes.backend not in BACKENDS:
         raise UnknownNameError("backend", wishes.backend, BACKENDS)
+    wishes.source.check()
     if (wishes.prompts is None) == (wishes.routes is None):
         raise InputError("give either --prompts FILE or --routes TRACE")
+    if wishes.source.is_random and wishes.routes is None:
+        raise InputError(
+            "--weights random: such a model has nothing to say; serve a trace with --routes TRACE"
+        )
     if not math.isfinite(wishes.temperature):
         raise InputError(f"--temperature {wishes.temperature}: give a finite number, 0 or above")
     if wishes.output is not None and wishes.output.suffix not in SUFFIXES:
