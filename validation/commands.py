@@ -1,6 +1,5 @@
 """``moesim validate`` and ``moesim explain``: prediction against execution."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -9,14 +8,34 @@ import typer
 OUT_OF_TOLERANCE = 1
 NOT_AVAILABLE = 3
 
-Backend = Annotated[str, typer.Option("--backend", help="What executes: cpu (threads).")]
+Backend = Annotated[
+    str, typer.Option("--backend", help="What executes: cpu (threads), cuda (graphs), cuda-eager.")
+]
 Check = Annotated[
     Path | None,
     typer.Option("--check", help="Judge the evidence of this folder again and execute nothing."),
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", help="A transformers MoE model. Default: the reference model."),
+    typer.Option(
+        "--model",
+        help="A transformers MoE model; with --weights random also a shape, such as olmoe. "
+        "Default: the reference model.",
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help="checkpoint: the model's own. random: of its dimensions."),
+]
+Layers = Annotated[
+    int | None, typer.Option(min=1, help="Keep the first N MoE layers; random weights only.")
+]
+PinnedPool = Annotated[
+    str | None,
+    typer.Option(
+        "--pinned-pool",
+        help="Host memory that all experts share, such as 8GiB; random weights only.",
+    ),
 ]
 Trace = Annotated[
     Path | None, typer.Option("--trace", help="What is served. Default: the sample of that model.")
@@ -33,7 +52,7 @@ Vram = Annotated[
 ]
 Hardware = Annotated[
     str | None,
-    typer.Option("--hardware", help="Machine profile; without one quick figures are taken."),
+    typer.Option("--hardware", help="Machine profile; without one figures are measured."),
 ]
 Runtime = Annotated[
     str | None, typer.Option("--runtime", help="Runtime profile that goes with --hardware.")
@@ -74,6 +93,9 @@ def validate(
     backend: Backend = "cpu",
     check: Check = None,
     model: ModelName = None,
+    weights: Weights = "checkpoint",
+    layers: Layers = None,
+    pinned_pool: PinnedPool = None,
     trace: Trace = None,
     system: System = None,
     vram: Vram = "25%,50%",
@@ -92,13 +114,17 @@ def validate(
 
     moesim validate --backend cpu
 
+    moesim validate --backend cuda --model olmoe --weights random --trace TRACE --hardware FILE
+    --runtime FILE -o DIR
+
     moesim validate --check validation/results/cpu-reference
     """
-    from moesim.validation.wishes import BACKENDS, Wishes, check_wishes
+    from moesim.backends.sources import Source
+    from moesim.validation.wishes import Wishes, check_wishes
 
     wishes = Wishes(
         backend=backend,
-        model=model,
+        source=None if model is None else Source(model, weights, layers, pinned_pool),
         trace=trace,
         system=system,
         vram=vram,
@@ -120,7 +146,7 @@ def validate(
         raise typer.Exit(0 if is_right else OUT_OF_TOLERANCE)
     check_wishes(wishes)
     try:
-        run_session = import_module(BACKENDS[backend]).run_session
+        from moesim.validation.session import run_session
     except ModuleNotFoundError as error:
         if error.name not in {"torch", "transformers"}:
             raise
@@ -139,7 +165,8 @@ def validate(
     from moesim.validation.judge import verdict
     from moesim.validation.tables import print_cells, print_checks, print_verdict
 
-    print_checks(session.checks)
+    if session.checks:
+        print_checks(session.checks)
     print_cells(session.found)
     print_verdict(verdict(session.found))
     if plot is not None:

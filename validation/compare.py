@@ -12,6 +12,7 @@ from moesim.simulator.results import token_times
 from moesim.simulator.timeline import TRACKS
 from moesim.simulator.timeline import events as timeline_events
 from moesim.validation.evidence import Busy, Decisions, Difference, Job, Outcome, Times
+from moesim.validation.exposure import exposed
 from moesim.validation.machine import Log, Span
 
 COUNTS = (
@@ -29,6 +30,7 @@ COUNTS = (
     "bytes_prefetch_wasted",
 )
 DECIMALS = 6
+Told = tuple[str, object]
 Event = tuple[tuple[int, int], list[Command]]
 """Step and layer, and what was commanded from then until the next router had chosen."""
 
@@ -58,9 +60,7 @@ def compare_decisions(predicted: Log, executed: Log, *, exact: bool) -> Decision
         (place, mine), (_, other) = (
             (side[at] if at < len(side) else nothing) for side in (ours, theirs)
         )
-        a, b = (
-            [_shown(command, exact=exact) for command in commands] for commands in (mine, other)
-        )
+        a, b = ([_told(command, exact=exact) for command in each] for each in (mine, other))
         if a == b:
             continue
         differing += 1
@@ -70,31 +70,34 @@ def compare_decisions(predicted: Log, executed: Log, *, exact: bool) -> Decision
     return Decisions(exact=exact, events=length, differing=differing, first=first)
 
 
-def _first(where: tuple[int, int], ours: list[str], theirs: list[str]) -> Difference:
+def _first(where: tuple[int, int], ours: list[Told], theirs: list[Told]) -> Difference:
     at = next(
         (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
         min(len(ours), len(theirs)),
     )
-    predicted, executed = (side[at] if at < len(side) else None for side in (ours, theirs))
+    predicted, executed = (
+        f"{side[at][0]}{side[at][1]}" if at < len(side) else None for side in (ours, theirs)
+    )
     return Difference(step=where[0], layer=where[1], predicted=predicted, executed=executed)
 
 
-def _shown(command: Command, *, exact: bool) -> str:
-    """Return a command as text: whole, or without what depends on when copies ended."""
+def _told(command: Command, *, exact: bool) -> Told:
+    """Return a command's kind and content: all of it, or what no end of a copy changes."""
+    name = type(command).__name__
     if exact:
-        return repr(command)
+        return name, tuple(command)
     if isinstance(command, Copy | Move):
         cause = f" ({command.cause.name.lower()})" if isinstance(command, Copy) else ""
-        return f"{type(command).__name__} expert {command.expert}{cause}"
+        return name, f" expert {command.expert}{cause}"
     if isinstance(command, Run):
-        return f"Run experts {list(command.experts)} on the {command.device.kind}"
-    return type(command).__name__
+        return name, f" experts {list(command.experts)} on the {command.device.kind}"
+    return name, ""
 
 
 def outcome_of(
-    counts: Counts, timings: Timings, contention_ns: int, warm: int, tokens: int
+    counts: Counts, timings: Timings, spans: Sequence[Span], warm: int, tokens: int
 ) -> Outcome:
-    """Return what a run came to, over the tokens that count.
+    """Return what a run came to, over the tokens that count; busy times are of the whole run.
 
     Raises:
         InputError: The trace has too few decode tokens.
@@ -106,7 +109,7 @@ def outcome_of(
             f"the trace has {len(found.gaps_ns)} decode tokens, {warm} + {tokens} are asked for; "
             "lower --warm or --tokens, or give a longer trace"
         )
-    first, last = timings.requests[0], timings.requests[-1]
+    first, last, bare = timings.requests[0], timings.requests[-1], exposed(spans)
     return Outcome(
         times=times_of([gap / 1e6 for gap in gaps_ns], [ns / 1e6 for ns in found.first_ns]),
         gaps_ms=tuple(round(gap / 1e6, DECIMALS) for gap in gaps_ns),
@@ -114,8 +117,8 @@ def outcome_of(
         busy=Busy(
             served=last.token_ends_ns[-1] - first.arrived_ns,
             link=timings.link_busy_ns,
-            experts=timings.experts_busy_ns + timings.cpu_busy_ns,
-            contention=contention_ns,
+            experts=bare.experts,
+            contention=bare.contention,
         ),
     )
 

@@ -76,7 +76,14 @@ class Times(Strict):
 
 
 class Busy(Strict):
-    """Where a run's time went, in ns; ``served`` is from the first arrival to the last token."""
+    """Where a run's time went, in ns.
+
+    Attributes:
+        served: From the first arrival to the last token.
+        link: Copies.
+        experts: Runs of experts while no copy ran.
+        contention: How much of that was because of copies.
+    """
 
     served: int
     link: int
@@ -191,7 +198,7 @@ class Judgement(Strict):
 
 
 class Evidence(Strict):
-    """All that is known of one cell."""
+    """All that is known of one cell; the timeline is of its fastest execution."""
 
     schema_version: Literal[1] = SCHEMA
     prediction_hash: str

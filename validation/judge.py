@@ -104,10 +104,10 @@ def judge(
 def gap_by_cause(prediction: Prediction, executions: Sequence[Execution]) -> dict[str, float]:
     """Return measured minus predicted time of the whole run, in ms, split by cause.
 
-    Copy, kernel and contention are differences of busy time. What they do not explain is the
-    host's: launching, deciding, waking up, waiting; where work overlaps, a longer copy or kernel
-    costs less than its own length and the host's part is so much the smaller. The four add up to
-    ``total``.
+    Copy, kernel and contention are differences of busy time, experts counted where no copy hides
+    them. The rest is the host's: launching, deciding, waking up, and attention, which nobody times
+    on a machine; where a longer copy hides it, the host's part is so much the smaller. The four
+    add up to ``total``.
     """
     ours = prediction.outcome.busy
 

@@ -5,37 +5,49 @@ every expert resident, and its commands with those of a replay of the very route
 """
 
 from moesim.backends.controllers import Deciding
-from moesim.backends.execution import Execution, Keep, Log, execute
-from moesim.backends.generation import Request, Sampling
+from moesim.backends.execution import Execution, Log
+from moesim.backends.forcing import TOKENS
+from moesim.backends.models import Model
 from moesim.backends.testing import first_difference
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_counts import count
-from moesim.validation.cpu import Subject
+from moesim.traces import RoutingTrace
 from moesim.validation.evidence import Check
+from moesim.validation.subject import Logits, Subject
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2, 24, 12
+BUDGET = "25%"
 
 
-def check_system(subject: Subject, deciding: Deciding) -> Check:
+def prompts_of(trace: RoutingTrace, model: Model) -> list[list[int]]:
+    """Return the beginnings of a trace's first prompts, or tokens that count up."""
+    vocabulary = model.config.get_text_config().vocab_size
+    starts = trace.row_starts().tolist()
+    kept = trace.signals.get(TOKENS)
+    return [
+        [position % vocabulary for position in range(PROMPT_TOKENS)]
+        if kept is None
+        else [int(token) % vocabulary for token in kept[starts[n] : starts[n] + PROMPT_TOKENS]]
+        for n in range(min(PROMPTS, trace.requests))
+    ]
+
+
+def check_system(subject: Subject, resident: Logits, deciding: Deciding) -> Check:
     """Run one system on the subject's prompts and compare.
 
     Args:
-        subject: The model, and its logits when every expert was resident.
+        subject: The model.
+        resident: Its logits when every expert was resident.
         deciding: The system; one that is timing-free is compared with a replay, any other with a
             fresh controller that is fed the facts.
     """
-    done = execute(
-        subject.model,
-        subject.store,
-        [Request(prompt=prompt) for prompt in subject.prompts],
-        deciding,
-        Sampling(new_tokens=subject.new_tokens, ignore_eos=True),
-        keep=Keep(logits=True, log=True),
-    )
+    done = subject.generate(deciding)
     assert done.log is not None
     assert done.logits is not None
     pairs = [
         (ours, theirs)
-        for request, resident in zip(done.logits, subject.resident, strict=True)
-        for ours, theirs in zip(request, resident, strict=True)
+        for request, expected in zip(done.logits, resident, strict=True)
+        for ours, theirs in zip(request, expected, strict=True)
     ]
     return Check(
         system=deciding.system,
@@ -53,7 +65,8 @@ def check_system(subject: Subject, deciding: Deciding) -> Check:
 def _first_difference(
     subject: Subject, deciding: Deciding, done: Execution, log: Log
 ) -> str | None:
-    parts, sizes_L = subject.store.parts, subject.store.sizes_L
+    store = subject.opened.store
+    parts, sizes_L = store.parts, store.sizes_L
     fresh = deciding.controller(
         experts=parts.experts, top_k=parts.top_k, sizes_L=sizes_L, keep_log=True
     )

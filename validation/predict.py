@@ -8,7 +8,7 @@ from moesim.simulator.errors import CapabilityError
 from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.ledger import check
 from moesim.simulator.runs import GRANTS
-from moesim.validation.compare import contention_ns, one_token, outcome_of
+from moesim.validation.compare import one_token, outcome_of
 from moesim.validation.evidence import Cell, Prediction
 from moesim.validation.evidence_files import hash_of
 from moesim.validation.machine import Log, Machine
@@ -29,8 +29,8 @@ def predict(machine: Machine, cell: Cell) -> Replayed:
         CapabilityError: The trace lacks what a policy reads.
         InputError: The trace has too few tokens.
     """
-    trace, costs = machine.trace, machine.costs
-    deciding = machine.deciding(cell)
+    trace, deciding = machine.trace, machine.deciding(cell)
+    costs = machine.costs.with_signals(deciding.needs)
     signals = sorted(deciding.needs - GRANTS - {"gates"})
     for signal in signals:
         if signal not in trace.header.signals:
@@ -72,7 +72,7 @@ def predict(machine: Machine, cell: Cell) -> Replayed:
         outcome=outcome_of(
             controller.counts,
             timings,
-            contention_ns(engine.spans),
+            engine.spans,
             cell.warm_tokens,
             cell.tokens,
         ),

@@ -8,11 +8,12 @@ evidence is in the folder is done; a run that was stopped goes on with the other
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from time import monotonic
 
 from moesim.simulator.errors import InputError
-from moesim.validation.compare import compare_decisions, contention_ns, one_token, outcome_of
+from moesim.validation.compare import compare_decisions, one_token, outcome_of
 from moesim.validation.evidence import Cell, Evidence, Execution, Job, Prediction, Provenance
 from moesim.validation.evidence_files import (
     PREDICTION_SUFFIX,
@@ -44,7 +45,7 @@ class Origin:
 
 @dataclass(slots=True)
 class _Open:
-    """A cell under way."""
+    """A cell under way; its timeline is of its fastest execution."""
 
     cell: Cell
     replayed: Replayed
@@ -193,10 +194,9 @@ def _execute(
             break
         before = after
     spans = done.spans or []
-    outcome = outcome_of(
-        done.counts, done.timings, contention_ns(spans), cell.warm_tokens, cell.tokens
-    )
-    if not it.timeline:
+    outcome = outcome_of(done.counts, done.timings, spans, cell.warm_tokens, cell.tokens)
+    fastest = min((one.outcome.times.mean_tpot for one in it.executions), default=inf)
+    if outcome.times.mean_tpot < fastest:  # the one that least came between
         it.timeline = one_token(done.timings, spans, token_shown(cell), machine.trace.experts)
     decisions = compare_decisions(it.replayed.log, done.log, exact=prediction.cell.timing_free)
     it.executions.append(

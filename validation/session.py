@@ -1,7 +1,7 @@
-"""One validation on the CPU, from the user's wishes to the evidence.
+"""One validation, from the user's wishes to the evidence, on whichever rig.
 
-Load the model, assert equal decisions and logits on its own routes, take quick figures (or go on
-with those of the folder), then predict and execute the cells.
+Open the model, assert equal decisions and logits on its own routes, take figures (those named,
+those of the folder, or fresh ones), then predict and execute the cells.
 """
 
 import os
@@ -13,31 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-import torch
 import typer
 
-from moesim.backends import reference
 from moesim.backends.controllers import Deciding
-from moesim.backends.forcing import TOKENS
-from moesim.backends.loading import load_checkpoint
-from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runtime
-from moesim.hardware_profiles import load as load_hardware
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import InputError
 from moesim.traces import RoutingTrace, load, samples
-from moesim.validation import quick_files, quick_profile
 from moesim.validation.cells import Routing, check_disjoint, choose_system, make_cell
-from moesim.validation.cpu import CpuMachine, Subject, fingerprint
-from moesim.validation.evidence import Calibration, Cell, Check, Checks, Evidence
-from moesim.validation.evidence_files import CALIBRATION, CHECKS, read, read_checks, write
-from moesim.validation.own_routes import check_system
+from moesim.validation.evidence import Cell, Check, Checks, Evidence
+from moesim.validation.evidence_files import CHECKS, read_checks, write
+from moesim.validation.figures import take_figures
+from moesim.validation.own_routes import BUDGET, check_system
 from moesim.validation.protocol import Origin, run_cells
+from moesim.validation.rig import Rig, RiggedMachine
+from moesim.validation.subject import Subject
 from moesim.validation.wishes import Wishes
-
-CHECK_PROMPTS, CHECK_PROMPT_TOKENS, CHECK_NEW_TOKENS = 2, 24, 12
-CHECK_BUDGET = "25%"
-CPU_MINUTES = 1.5
-"""What a validation without ``--minutes`` takes at most, but for cells already begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +49,18 @@ def run_session(wishes: Wishes) -> Session:
     """Carry a validation out.
 
     Raises:
+        NotAvailableError: The backend's device is not on this machine.
         MoesimError, TraceError, ProfileError: A name, a file or a budget is wrong, or an execution
             failed; evidence of cells that ended stays.
     """
     began_s = monotonic()
-    minutes = CPU_MINUTES if wishes.minutes is None else wishes.minutes
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    rig = _rig(wishes.backend)
+    minutes = rig.minutes if wishes.minutes is None else wishes.minutes
     trace_path = wishes.trace or Path(samples.__path__[0]) / "reference-12x32.npz"
     trace = load(trace_path)
-    tested, fitted = split_trace(trace, sum(wishes.lengths[:2]))
+    fitted = rig.fitted_on(trace)
+    tested = held_out(trace, fitted, sum(wishes.lengths[:2]))
+    routing: Routing = "own" if wishes.routing == "own" else "forced"
     with ExitStack() as stack:
         if wishes.output is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -75,15 +68,16 @@ def run_session(wishes: Wishes) -> Session:
         else:
             folder = wishes.output
             folder.mkdir(exist_ok=True)
-        subject = _load(wishes, trace)
-        checks = tuple(_check(subject, text, trace) for text in wishes.systems)
-        before = [one for one in read_checks(folder) if one.system not in wishes.systems]
-        write(folder / CHECKS, Checks(checks=(*before, *checks)))
-        routing: Routing = "own" if wishes.routing == "own" else "forced"
-        profiles, calibration = _figures(wishes, subject, fitted, folder)
+        subject = rig.open(wishes, tested)
+        check_topology(subject, trace, trace_path)
+        _say(f"{subject.name}: open after {monotonic() - began_s:.0f} s")
+        checks = _check_all(subject, wishes, tested, folder)
+        rig.warm_up(subject, tested)
+        profiles, calibration = take_figures(wishes, rig, subject, fitted, folder, _say)
         if calibration.fit_traces:
             check_disjoint(fitted, tested)
-        machine = CpuMachine(subject, CostModel(*profiles, subject.shape), tested, routing)
+        costs = CostModel(*profiles, subject.opened.costs_of)
+        machine = RiggedMachine(rig, subject, costs, tested, routing)
         cells: list[Cell] = [
             make_cell(
                 choose_system(text),
@@ -107,104 +101,89 @@ def run_session(wishes: Wishes) -> Session:
             folder,
             Origin(_command(), _commit()),
             anchors_ns=calibration.anchors_ns,
-            until_s=began_s + 60 * minutes,
+            until_s=None if minutes is None else began_s + 60 * minutes,
             say=_say,
         )
     return Session(checks, found)
 
 
-def split_trace(trace: RoutingTrace, tokens: int) -> tuple[RoutingTrace, RoutingTrace]:
-    """Return the first requests, with enough decode tokens to test on, and the last, to fit on.
+def held_out(trace: RoutingTrace, fitted: RoutingTrace, tokens: int) -> RoutingTrace:
+    """Return the first requests that nothing was fitted on, with enough decode tokens.
 
     Raises:
         InputError: The trace has too few decode tokens.
     """
+    seen = {fitted.select_requests([n]).expert_TLK[:].tobytes() for n in range(fitted.requests)}
     starts = trace.row_starts().tolist()
-    decode, wanted = 0, 0
-    while decode < tokens and wanted < trace.requests - 1:
-        rows = slice(starts[wanted], starts[wanted + 1])
+    decode, taken = 0, []
+    for number in range(trace.requests):
+        if decode >= tokens:
+            break
+        if trace.select_requests([number]).expert_TLK[:].tobytes() in seen:
+            continue
+        rows = slice(starts[number], starts[number + 1])
         decode += int((~trace.is_prefill_T[rows].astype(bool)).sum())
-        wanted += 1
+        taken.append(number)
     if decode < tokens:
         raise InputError(
-            f"the trace has {decode} decode tokens beside its last request, {tokens} are asked "
+            f"the trace has {decode} decode tokens that nothing was fitted on, {tokens} are asked "
             "for; lower --warm or --tokens, or give a longer trace"
         )
-    tested = trace.select_requests(range(wanted))
-    return tested, trace.select_requests([trace.requests - 1])
+    return trace.select_requests(taken)
 
 
-def _load(wishes: Wishes, trace: RoutingTrace) -> Subject:
-    source = wishes.model or str(Path(reference.__path__[0]) / "weights")
-    checkpoint = load_checkpoint(source, torch.device("cpu"))
-    recorded = trace.header.revision
-    if recorded is not None and checkpoint.revision not in (None, recorded):
-        _say("the trace was recorded from other weights: what gates foretell may differ from it")
-    vocabulary = checkpoint.model.config.get_text_config().vocab_size
-    starts = trace.row_starts().tolist()
-    kept = trace.signals.get(TOKENS)
-    prompts = [
-        [position % vocabulary for position in range(CHECK_PROMPT_TOKENS)]
-        if kept is None
-        else kept[starts[n] : starts[n] + CHECK_PROMPT_TOKENS].tolist()
-        for n in range(min(CHECK_PROMPTS, trace.requests))
-    ]
-    subject = Subject(checkpoint, prompts, CHECK_NEW_TOKENS)
-    if wishes.model is None:
-        subject.name = trace.header.model
-    return subject
+def check_topology(subject: Subject, trace: RoutingTrace, path: Path) -> None:
+    """Refuse the routes of another model.
 
-
-def _check(subject: Subject, text: str, trace: RoutingTrace) -> Check:
-    choice = choose_system(text)
-    deciding = Deciding(
-        policies=choice.policies,
-        budget_bytes=subject.budget_bytes(CHECK_BUDGET, trace),
-        system=choice.system,
+    Raises:
+        InputError: Layers, experts or the number chosen differ.
+    """
+    parts = subject.opened.store.parts
+    ours, theirs = (
+        (len(parts.layers), parts.experts, parts.top_k),
+        (trace.layers, trace.experts, trace.top_k),
     )
-    check = check_system(subject, deciding)
-    _say(
-        f"{text}: own routes, {check.decisions} decisions, {'passed' if check.passed else 'FAILED'}"
-    )
-    return check
-
-
-def _figures(
-    wishes: Wishes, subject: Subject, fitted: RoutingTrace, folder: Path
-) -> tuple[tuple[HardwareProfile, RuntimeProfile], Calibration]:
-    """Return named profiles, those of the folder, or quick ones, and what they were made from."""
-    path = folder / CALIBRATION
-    if wishes.hardware is not None and wishes.runtime is not None:
-        profiles = load_hardware(wishes.hardware), load_runtime(wishes.runtime)
-        before = read(path, Calibration) if path.exists() else None
-        found = before or Calibration(
-            fingerprint=fingerprint(), anchors_ns=subject.anchors(), fit_traces=()
+    if ours != theirs:
+        shown = [
+            f"{layers} layers x {experts} experts top-{k}" for layers, experts, k in (theirs, ours)
+        ]
+        raise InputError(
+            f"--trace {path}: has {shown[0]}, {subject.name} {shown[1]}; a trace of another "
+            "topology says nothing about a model"
         )
-        write(path, found)
-        return profiles, found
-    if path.exists():
-        found = read(path, Calibration)
-        if found.fingerprint != fingerprint():
-            raise InputError(
-                f"{path}: was made on another machine ({found.fingerprint['cpu']}); a calibration "
-                "holds for its own, write to an empty folder"
-            )
-        _say("going on with the figures of the folder")
-        names = (quick_files.HARDWARE, quick_files.RUNTIME)
-        machine, runtime = (folder / f"{name}.yaml" for name in names)
-        return (load_hardware(machine), load_runtime(runtime)), found
-    hardware, runtime_profile, trees = quick_profile.measure(
-        subject.serve, subject.shape, fitted, os.cpu_count() or 1
-    )
-    found = Calibration(
-        fingerprint=fingerprint(),
-        anchors_ns=subject.anchors(),
-        fit_traces=(fitted.content_hash(),),
-    )
-    quick_files.write_profiles(folder, trees)
-    write(path, found)
-    _say("quick figures of this machine: taken")
-    return (hardware, runtime_profile), found
+
+
+def _rig(backend: str) -> Rig:
+    if backend == "cpu":
+        from moesim.validation.cpu import CpuRig  # noqa: PLC0415  either rig alone
+
+        return CpuRig()
+    from moesim.validation.cuda import CudaRig  # noqa: PLC0415  either rig alone
+
+    return CudaRig(backend)
+
+
+def _check_all(
+    subject: Subject, wishes: Wishes, trace: RoutingTrace, folder: Path
+) -> tuple[Check, ...]:
+    """Check the systems that the folder has no check of; return those of all asked for."""
+    known = {check.system: check for check in read_checks(folder)}
+    if subject.resident is None:
+        _say("own routes: not checked, nothing here holds every expert at once")
+        return ()
+    for text in wishes.systems:
+        choice = choose_system(text)
+        deciding = Deciding(
+            policies=choice.policies,
+            budget_bytes=subject.budget_bytes(BUDGET, trace),
+            system=choice.system,
+        )
+        check = check_system(subject, subject.resident, deciding)
+        known[check.system] = check
+        passed = "passed" if check.passed else "FAILED"
+        _say(f"{text}: own routes, {check.decisions} decisions, {passed}")
+    write(folder / CHECKS, Checks(checks=tuple(known.values())))
+    return tuple(known[choose_system(text).system] for text in wishes.systems)
 
 
 def _command() -> str:
@@ -214,7 +193,14 @@ def _command() -> str:
 
 
 def _commit() -> str:
-    """Return the commit of the checkout that runs; ``unknown`` where it is none."""
+    """Return the commit of the checkout that runs, or what ``MOESIM_COMMIT`` says it is.
+
+    A copy that was brought to a machine without its history is told by that variable; without
+    either it is ``unknown``.
+    """
+    told = os.environ.get("MOESIM_COMMIT")
+    if told:
+        return told
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(  # noqa: S603  a fixed command

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moesim.backends.sources import Source
+from moesim.backends.wishes import BACKENDS
 from moesim.hardware_profiles import ProfileError
 from moesim.hardware_profiles.units import parse_bytes, parse_ppm
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.validation.cells import choose_system, split_list
 
-BACKENDS = {"cpu": "moesim.validation.session"}
-"""By name, the module whose ``run_session(wishes)`` carries a validation out."""
 ROUTINGS = ("forced", "own")
 DEFAULT_SYSTEMS = "on-demand,mixtral-offloading,lru+next_gate:horizon=1"
 PROTOCOL_TOKENS = (20, 100)
@@ -23,12 +23,13 @@ class Wishes:
     """The options of the command, as they were given; None is the backend's own choice.
 
     Attributes:
+        source: None is the reference model.
         warm: Decode tokens that are not counted; ``tokens`` are those that are.
         repeats: Executions of each cell.
     """
 
     backend: str
-    model: str | None
+    source: Source | None
     trace: Path | None
     system: str | None
     vram: str
@@ -72,20 +73,32 @@ def check_wishes(wishes: Wishes) -> None:
         raise UnknownNameError("backend", wishes.backend, BACKENDS)
     if wishes.routing not in ROUTINGS:
         raise UnknownNameError("routing", wishes.routing, ROUTINGS)
-    if (wishes.hardware is None) != (wishes.runtime is None):
-        given, lacking = ("--hardware", "--runtime")
-        if wishes.hardware is None:
-            given, lacking = lacking, given
-        raise InputError(f"{given} is given without {lacking}; give both, or neither to measure")
-    if (wishes.model is None) != (wishes.trace is None):
-        raise InputError("give --model and --trace together, or neither for the reference model")
-    if wishes.trace is not None and not wishes.trace.is_file():
-        raise InputError(f"--trace {wishes.trace}: no such file")
+    _check_profiles(wishes)
+    _check_model(wishes)
     _check_output(wishes.output)
     for text in wishes.systems:
         choose_system(text)
     for text in wishes.budgets:
         _check_budget(text)
+
+
+def _check_profiles(wishes: Wishes) -> None:
+    if (wishes.hardware is None) != (wishes.runtime is None):
+        given, lacking = ("--hardware", "--runtime")
+        if wishes.hardware is None:
+            given, lacking = lacking, given
+        raise InputError(f"{given} is given without {lacking}; give both, or neither to measure")
+
+
+def _check_model(wishes: Wishes) -> None:
+    if wishes.source is not None:
+        wishes.source.check()
+    if (wishes.source is None) != (wishes.trace is None):
+        raise InputError("give --model and --trace together, or neither for the reference model")
+    if wishes.source is not None and wishes.source.is_random and wishes.routing == "own":
+        raise InputError("--routing own: random weights route by chance; use --routing forced")
+    if wishes.trace is not None and not wishes.trace.is_file():
+        raise InputError(f"--trace {wishes.trace}: no such file")
 
 
 def _check_output(output: Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,17 +12,23 @@ pytest.importorskip("torch", reason="it runs a real model")
 
 import torch
 
+from moesim.backends.budget import kv_bytes_per_token
 from moesim.backends.controllers import Deciding
+from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.execution import execute
 from moesim.backends.generation import Request, Sampling
-from moesim.backends.testing import tiny_model
+from moesim.backends.loading import Checkpoint
+from moesim.backends.opening import Opened
+from moesim.backends.served import parameter_bytes
+from moesim.backends.store import ExpertStore
+from moesim.backends.testing import resident_logits, tiny_model
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import CapabilityError
 from moesim.validation import own_routes, quick_files, quick_profile
 from moesim.validation.cells import choose_system
 from moesim.validation.commands import validate
-from moesim.validation.cpu import Subject
 from moesim.validation.evidence import Check
+from moesim.validation.subject import Subject
 
 PROMPTS = ((5, 9, 200, 17, 33, 4), (7, 8, 9, 10))
 app = typer.Typer()
@@ -42,21 +47,44 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     """Return a tiny random Mixtral whose experts were taken."""
-    checkpoint: Any = SimpleNamespace(model=tiny_model(), name="tiny")
-    return Subject(checkpoint, PROMPTS, 6)
+    model = tiny_model()
+    checkpoint = Checkpoint(
+        model=model,
+        tokenizer=None,
+        name="tiny",
+        revision=None,
+        bytes_per_parameter=4,
+        tokenizer_hash=None,
+    )
+    resident = resident_logits(model, PROMPTS, 6)
+    store = ExpertStore.take_from(model)
+    opened = Opened(
+        checkpoint=checkpoint,
+        store=store,
+        dense_bytes=parameter_bytes(model),
+        kv_bytes_per_token=kv_bytes_per_token(model),
+    )
+    return Subject(
+        opened=opened,
+        make_driver=ThreadsDriver,
+        prompts=PROMPTS,
+        new_tokens=6,
+        resident=resident,
+    )
 
 
 def deciding(subject: Subject, system: str) -> Deciding:
     """Return a system with room for half of the experts."""
     choice = choose_system(system)
-    budget = subject.store.total_bytes // 2
+    budget = subject.opened.store.total_bytes // 2
     return Deciding(policies=choice.policies, budget_bytes=budget, system=choice.system)
 
 
 @pytest.mark.parametrize("system", ["on-demand", "lru", "lru+next_gate:horizon=1"])
 def test_own_routes_pass(subject: Subject, system: str) -> None:
     """Decisions equal a replay's, and every logit the resident model's, bit by bit."""
-    check = own_routes.check_system(subject, deciding(subject, system))
+    assert subject.resident is not None
+    check = own_routes.check_system(subject, subject.resident, deciding(subject, system))
     assert check.passed
     assert check.first is None
     assert check.largest_logit_difference == 0
@@ -65,12 +93,10 @@ def test_own_routes_pass(subject: Subject, system: str) -> None:
 
 def test_another_resident_model_is_noticed(subject: Subject) -> None:
     """The comparison can fail: one logit of the reference that is otherwise fails the check."""
-    other = Subject.__new__(Subject)
-    other.__dict__ = dict(subject.__dict__)
+    assert subject.resident is not None
     resident = [[logits.clone() for logits in request] for request in subject.resident]
     resident[1][3][0] += 1.0
-    other.resident = resident
-    assert not own_routes.check_system(other, deciding(subject, "lru")).passed
+    assert not own_routes.check_system(subject, resident, deciding(subject, "lru")).passed
 
 
 @pytest.mark.parametrize(
@@ -95,16 +121,18 @@ def test_each_difference_alone_fails(change: dict[str, Any]) -> None:
 def test_quick_figures_predict_what_they_were_fitted_on(subject: Subject) -> None:
     """The profile is valid, and its files hold it."""
     trace = execute(
-        subject.model,
-        subject.store,
+        subject.opened.checkpoint.model,
+        subject.opened.store,
         [Request(prompt=PROMPTS[0])],
         deciding(subject, "lru"),
         Sampling(new_tokens=30, ignore_eos=True),
     ).trace
-    machine, runtime, trees = quick_profile.measure(subject.serve, subject.shape, trace, 2)
-    costs = CostModel(machine, runtime, subject.shape)
+    machine, runtime, trees = quick_profile.measure(
+        subject.serve, subject.opened.costs_of, trace, 2
+    )
+    costs = CostModel(machine, runtime, subject.opened.costs_of)
     assert costs.evidence == "estimated"
-    assert costs.copy_ns(subject.store.sizes_L[0]) > 0
+    assert costs.copy_ns(subject.opened.store.sizes_L[0]) > 0
     assert costs.experts_gpu_ns(0, [1, 1]) > costs.experts_gpu_ns(0, [1]) > 0
     assert quick_files.profiles(trees) == (machine, runtime)
 
@@ -112,8 +140,8 @@ def test_quick_figures_predict_what_they_were_fitted_on(subject: Subject) -> Non
 def test_own_routing_needs_tokens(subject: Subject) -> None:
     """The model's own routes need the trace's tokens, and a trace without them is refused."""
     trace = execute(
-        subject.model,
-        subject.store,
+        subject.opened.checkpoint.model,
+        subject.opened.store,
         [Request(prompt=PROMPTS[0])],
         deciding(subject, "lru"),
         Sampling(new_tokens=3, ignore_eos=True),

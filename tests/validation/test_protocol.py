@@ -46,6 +46,17 @@ def test_a_true_profile_predicts_exactly(
         assert one.judged.within
 
 
+def test_the_timeline_is_of_the_fastest_execution(
+    machine: Any, cells_of: Callable[..., Any], folder: Path, origin: Any
+) -> None:
+    """Of three executions, the second as predicted and the others slower, the second is shown."""
+    machine.noise = [1.3, 1.0, 1.3]
+    cells = cells_of(machine, systems=("lru",))
+    (one,) = run_cells(machine, cells, folder, origin, anchors_ns=STILL)
+    assert one.prediction.timeline == one.timeline
+    assert one.judged.spread > 0
+
+
 def test_a_killed_run_goes_on_where_it_was(
     machine: Any, cells_of: Callable[..., Any], folder: Path, origin: Any
 ) -> None:

@@ -1,0 +1,109 @@
+"""The GPU as a machine: one short validation of a shape; without a GPU, one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+torch = pytest.importorskip("torch", reason="it runs a real model")
+
+from moesim.simulator.errors import CapabilityError  # noqa: E402 - after the skip
+from moesim.traces import RoutingTrace, write  # noqa: E402
+from moesim.validation import cuda  # noqa: E402
+from moesim.validation.commands import validate  # noqa: E402
+from moesim.validation.evidence_files import read_checks, read_folder  # noqa: E402
+
+SHAPE = """
+schema: 1
+name: tiny
+hf_id: Qwen/Qwen3-tiny
+formats: [bf16]
+decoder_layers: 3
+moe_layers: all
+experts: 8
+top_k: 2
+hidden: 256
+expert_width: 128
+vocab: 256
+attention: {kind: gqa, heads: 4, kv_heads: 2, head_dim: 64, qk_norm: head}
+"""
+app = typer.Typer()
+app.command()(validate)
+
+
+@pytest.fixture
+def options(tmp_path: Path, trace_of: Callable[..., RoutingTrace]) -> list[str]:
+    """Return the options of a short validation of a shape with figures of a known machine."""
+    shape, trace = tmp_path / "tiny.yaml", tmp_path / "routes.npz"
+    shape.write_text(SHAPE)
+    write(trace_of(requests=3), trace)
+    model = ["--model", shape, "--weights", "random", "--trace", trace]
+    cell = ["--warm", 2, "--tokens", 20, "--repeats", 1, "--vram", "50%"]
+    figures = ["--hardware", "h100-sxm", "--runtime", "moesim-graph"]
+    return [str(word) for word in [*model, *cell, *figures]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("backend", ["cuda", "cuda-eager"])
+def test_a_shape_on_a_gpu(tmp_path: Path, options: list[str], backend: str) -> None:
+    """Decisions are those predicted, own routes give the resident logits, anchors are four."""
+    folder = tmp_path / "evidence"
+    words = ["--backend", backend, "--system", "on-demand,lru", *options, "-o", str(folder)]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert [check.passed for check in read_checks(folder)] == [True, True]
+    for one in read_folder(folder):
+        assert one.judged.decisions_right
+        assert one.executions[0].anchors_after_ns.keys() == one.provenance.anchors_ns.keys()
+        assert len(one.provenance.anchors_ns) == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("backend", ["cuda", "cuda-eager"])
+def test_without_a_gpu_it_says_so_and_exits_3(options: list[str], backend: str) -> None:
+    """It ends before a model is made."""
+    result = CliRunner().invoke(app, ["--backend", backend, *options])
+    assert result.exit_code == 3
+    assert result.stderr == "moesim: device cuda: this machine has 0 GPUs\n"
+
+
+@pytest.fixture
+def rig_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], cuda.CudaRig]:
+    """Return a function that makes a rig where nothing is measured."""
+
+    def calibrate(_bench: object, *, name: str, **_options: object) -> SimpleNamespace:
+        return SimpleNamespace(machine={"name": name}, runtime={"name": name, "title": "t"})
+
+    monkeypatch.setattr(cuda, "gpu", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(cuda, "CudaBench", object)
+    monkeypatch.setattr(cuda.calibration, "calibrate", calibrate)
+    return cuda.CudaRig
+
+
+def test_profiles_measured_in_a_session_are_called_as_their_files(
+    rig_of: Callable[[str], cuda.CudaRig],
+) -> None:
+    """Going on, the session reads them by these names."""
+    rig, nothing = rig_of("cuda"), cast("Any", None)
+    trees = rig.measure(nothing, nothing)
+    assert [*trees] == [*rig.figures] == [tree["name"] for tree in trees.values()]
+    assert trees[rig.figures[1]]["title"] == "t"
+
+
+def test_only_the_runtime_with_graphs_is_calibrated(
+    rig_of: Callable[[str], cuda.CudaRig],
+) -> None:
+    """The other needs profiles that are named."""
+    nothing = cast("Any", None)
+    with pytest.raises(CapabilityError, match="--hardware FILE --runtime hf-eager"):
+        rig_of("cuda-eager").measure(nothing, nothing)
+
+
+def test_what_a_calibration_replays_is_fitted_on(rig_of: Callable[[str], cuda.CudaRig]) -> None:
+    """One request of the sample, whatever trace is to be tested."""
+    fitted = rig_of("cuda").fitted_on(cast("Any", None))
+    assert (fitted.requests, fitted.layers, fitted.experts) == (1, 16, 64)

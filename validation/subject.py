@@ -1,0 +1,110 @@
+"""What is validated: a model whose experts were taken, and the one call that serves it."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from moesim.backends.controllers import Deciding
+from moesim.backends.execution import Execution, Keep, MakeDriver, execute
+from moesim.backends.forcing import TOKENS, requests_of
+from moesim.backends.generation import Request, Sampling
+from moesim.backends.opening import Opened
+from moesim.simulator.errors import CapabilityError
+from moesim.simulator.memory import MemorySpec
+from moesim.simulator.registry import options
+from moesim.traces import RoutingTrace
+from moesim.validation.cells import Routing
+
+HORIZONS = 2
+"""How far a policy looks that does not say; no trace has more."""
+Logits = list[list[Tensor]]
+"""Of each step's last position, by request."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Subject:
+    """Runs anything, times nothing by itself.
+
+    Attributes:
+        opened: The model and the store of its experts.
+        make_driver: The device.
+        prompts: What it is asked where it routes by itself.
+        new_tokens: How many for each.
+        resident: Its logits then with every expert in place; None where nothing can hold them all.
+        name: What evidence calls it.
+    """
+
+    opened: Opened
+    make_driver: MakeDriver
+    prompts: Sequence[Sequence[int]] = ()
+    new_tokens: int = 1
+    resident: Logits | None = None
+    name: str = field(default="")
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.opened.checkpoint.name
+
+    def budget_bytes(self, text: str, trace: RoutingTrace) -> int:
+        """Return the room for experts that ``50%`` of them, or a size of all VRAM, gives.
+
+        Raises:
+            InputError: It cannot be read.
+            BudgetError: Nothing is left for experts.
+        """
+        spec = MemorySpec(slots=text) if text.endswith("%") else MemorySpec(vram=text)
+        return self.opened.budget_bytes(spec, int(trace.position_T.max()) + 1)
+
+    def serve(
+        self, deciding: Deciding, trace: RoutingTrace, routing: Routing = "forced"
+    ) -> Execution:
+        """Execute the requests of a trace from cold, keeping log and jobs.
+
+        Raises:
+            CapabilityError: The model's own routes are wanted and the trace has no tokens.
+        """
+        if routing == "own" and TOKENS not in trace.signals:
+            raise CapabilityError(
+                "--routing own feeds the trace's tokens and it kept none; use --routing forced"
+            )
+        model: Any = self.opened.checkpoint.model
+        requests = requests_of(trace, model.config.get_text_config().vocab_size)
+        gc.collect()
+        gc.disable()
+        try:
+            return execute(
+                model,
+                self.opened.store,
+                requests,
+                deciding,
+                Sampling(new_tokens=1, ignore_eos=True),
+                routes=trace if routing == "forced" else None,
+                horizons=horizons_of(deciding),
+                name=self.name,
+                keep=Keep(log=True, spans=True),
+                make_driver=self.make_driver,
+            )
+        finally:
+            gc.enable()
+
+    def generate(self, deciding: Deciding) -> Execution:
+        """Let the model answer the prompts on its own routes, keeping log and logits."""
+        return execute(
+            self.opened.checkpoint.model,
+            self.opened.store,
+            [Request(prompt=prompt) for prompt in self.prompts],
+            deciding,
+            Sampling(new_tokens=self.new_tokens, ignore_eos=True),
+            keep=Keep(logits=True, log=True),
+            make_driver=self.make_driver,
+        )
+
+
+def horizons_of(deciding: Deciding) -> int:
+    """Return how many layers ahead the prefetch policy looks; each costs a router's time."""
+    spec = deciding.specs()["prefetch"]
+    defaults = {name: option.default for name, option in options(spec.cls).items()}
+    chosen = {**defaults, **spec.options}
+    return int(chosen.get("horizon", HORIZONS)) if spec.inner is None else HORIZONS
