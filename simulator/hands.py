@@ -5,7 +5,7 @@ Each command takes the host's time to issue; what is handed over begins and ends
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from moesim.simulator.costs import CopyKind, CostModel
 from moesim.simulator.demands import Step
@@ -14,15 +14,18 @@ from moesim.simulator.ledger import Timings
 from moesim.simulator.machine import FOREVER, Ends, Gpu, Kind, Server, Span
 from moesim.simulator.messages import (
     Ask,
-    Command,
+    Copies,
     Copy,
     FormStep,
     LayerDone,
     Move,
+    Order,
     Run,
+    Runs,
     WakeAt,
+    commands_one_by_one,
 )
-from moesim.simulator.terms import GPU, RAM, Place, Tier
+from moesim.simulator.terms import GPU, RAM, Phase, Place, Tier
 
 _MEMO_ENTRIES = 4096
 
@@ -76,17 +79,22 @@ class Hands:
         self.launched = 0
         self.layer_done = -1
         self.step: Step | None = None
+        self._has_prompt = False
+        self._launch_ns: list[int] = []  # of a run, by how many experts it has
+        self._known_launch_ns: dict[bool, list[int]] = {}
         self._costs = costs
         self._layers = layers
         self._experts = experts
         self._expert_bytes = expert_bytes
         self._ask_ns = ask_ns
+        self._spans = spans
         self._issue_ns = costs.copy_issue_ns(1)
         self._run_ns: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._each_ns: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         self._unnamed = 0  # kernels that no command can name have numbers below zero
         self._ends: Ends = {}
         self.waiting: list[Server] = []
-        slows = costs.slow_down_ppm > 0
+        slows = costs.copies_slow_kernels
         engines: dict[str, Server] = {}
         kinds: tuple[CopyKind, ...] = ("h2d", "d2h", "peer", "nvme")
         for kind in kinds:
@@ -102,33 +110,47 @@ class Hands:
         self._h2d = engines["h2d"]
         self.cpu = Server("cpu", lambda ns, _: ns, self._ends, self.waiting, spans)
         self.answerer = Server("asks", lambda ns, _: ns, self._ends, self.waiting, spans)
-        slowed_ns = costs.slowed_ns if slows else None
-        self.gpu = Gpu(self._h2d, slowed_ns, self._ends, self.waiting, spans)
+        self._copies_hold = costs.copies_block_host
+        self._obey: Mapping[type, Callable[[Any], None]] = {
+            Run: self._run,
+            Runs: self._run_each,
+            Copy: self._copy,
+            Copies: self._copy_all,
+            Move: self._copy,
+            LayerDone: self._close_layer,
+            FormStep: self._note_form,
+            Ask: self._ask,
+            WakeAt: self._set_timer,
+        }
+        self.gpu = Gpu(
+            self._h2d,
+            (lambda ns, is_run: costs.slowed_ns(ns, is_run=is_run)) if slows else None,
+            costs.run_after_copy_ns,
+            self._ends,
+            self.waiting,
+            spans,
+        )
 
     # Obeying
 
-    def obey(self, commands: Iterator[Command]) -> int | None:
+    @property
+    def takes_batches(self) -> bool:
+        """Whether batches of commands may be obeyed as such: no copy holds the host."""
+        return not self._copies_hold and self._spans is None
+
+    def obey(self, commands: Iterator[Order]) -> int | None:
         """Obey commands in their order, up to a copy that holds the host.
 
         Returns:
             The number of that copy; the commands after it are left. None once all are obeyed.
         """
+        obey = self._obey
         for command in commands:
-            if isinstance(command, Run):
-                self._run(command)
-            elif isinstance(command, Copy | Move):
-                self._copy(command)
-                if self._costs.copies_block_host:
-                    return command.n
-            elif isinstance(command, LayerDone):
-                self.layer_done = command.layer
-                self.launch_layer(command.layer + 1)
-            elif isinstance(command, FormStep):
-                self.form = command
-            elif isinstance(command, Ask):
-                self._ask(command)
-            elif isinstance(command, WakeAt):
-                self.timers[command.n] = command.at_ns
+            kind = type(command)
+            if kind in obey:
+                obey[kind](command)
+                if self._copies_hold and (kind is Copy or kind is Move):
+                    return command.n  # type: ignore[union-attr]  # it is one of the two
         return None
 
     def _copy(self, command: Copy | Move) -> None:
@@ -146,19 +168,62 @@ class Hands:
         n, experts, tokens, device, after, _ = command
         costs = self._costs
         layer = experts[0] // self._experts
-        self.free_ns += costs.launch_run_ns(len(experts))
+        self.free_ns += self._launch_ns[len(experts)]
         if after:
             self._check_named(after)
         if device is GPU or device.kind == "gpu":
-            ns = self._run_ns.get((layer, tokens))
-            if ns is None:
-                if len(self._run_ns) >= _MEMO_ENTRIES:
-                    self._run_ns.clear()
-                ns = self._run_ns[layer, tokens] = costs.experts_gpu_ns(layer, tokens)
+            ns = self._expert_ns(layer, tokens)
             self.gpu.submit(n, Kind.EXPERTS, command, ns, self.free_ns, after)
         else:
             ns = costs.experts_cpu_ns(layer, tokens)
             self.cpu.submit(n, command, ns, self.free_ns, after)
+
+    def _copy_all(self, command: Copies) -> None:
+        first, experts, _, _, nbytes, _, src = command
+        assert src is RAM
+        engine = self._h2d
+        if engine not in self.copying:
+            self.copying.append(engine)
+        numbers = range(first, first + len(experts))
+        self.free_ns = engine.submit_alike(numbers, command, nbytes, self.free_ns, self._issue_ns)
+
+    def _run_each(self, command: Runs) -> None:
+        first, experts, tokens, device, after, _ = command
+        if device.kind != "gpu":
+            for run in commands_one_by_one([command]):
+                assert isinstance(run, Run)
+                self._run(run)
+            return
+        layer = experts[0] // self._experts
+        durations_ns = self._each_ns.get((layer, tokens))
+        if durations_ns is None:
+            if len(self._each_ns) >= _MEMO_ENTRIES:
+                self._each_ns.clear()
+            durations_ns = [self._costs.experts_gpu_ns(layer, (count,)) for count in tokens]
+            self._each_ns[layer, tokens] = durations_ns
+        numbers = range(first, first + len(experts))
+        self.free_ns = self.gpu.submit_all(
+            numbers, Kind.EXPERTS, command, durations_ns, self.free_ns, self._launch_ns[1], after
+        )
+
+    def _expert_ns(self, layer: int, tokens: tuple[int, ...]) -> int:
+        """Return the GPU time of a run."""
+        ns = self._run_ns.get((layer, tokens))
+        if ns is None:
+            if len(self._run_ns) >= _MEMO_ENTRIES:
+                self._run_ns.clear()
+            ns = self._run_ns[layer, tokens] = self._costs.experts_gpu_ns(layer, tokens)
+        return ns
+
+    def _close_layer(self, command: LayerDone) -> None:
+        self.layer_done = command.layer
+        self.launch_layer(command.layer + 1)
+
+    def _note_form(self, command: FormStep) -> None:
+        self.form = command
+
+    def _set_timer(self, command: WakeAt) -> None:
+        self.timers[command.n] = command.at_ns
 
     def _ask(self, command: Ask) -> None:
         if command.name not in self._ask_ns:
@@ -168,14 +233,28 @@ class Hands:
         self.asks[command.n] = command
         self.answerer.submit(command.n, command.name, self._ask_ns[command.name], self.free_ns)
 
+    def begin_step(self, step: Step) -> None:
+        """Take note of what is served from now on."""
+        self.step = step
+        self._has_prompt = has_prompt = Phase.PREFILL in step.phases
+        if has_prompt not in self._known_launch_ns:
+            self._known_launch_ns[has_prompt] = [
+                self._costs.launch_run_ns(count, is_prompt=has_prompt)
+                for count in range(self._experts + 1)
+            ]
+        self._launch_ns = self._known_launch_ns[has_prompt]
+
     def launch_layer(self, layer: int) -> None:
         """Launch attention and router of a layer, or past the last layer what makes the token."""
         step, costs = self.step, self._costs
         assert step is not None
-        self.free_ns += costs.launch_layer_ns
+        has_prompt = self._has_prompt
+        self.free_ns += costs.launch_prompt_layer_ns if has_prompt else costs.launch_layer_ns
         self._unnamed = self.launched = self._unnamed - 1
         if layer < self._layers:
-            ns = costs.attention_ns(layer, step.tokens, step.context_tokens, len(step.requests))
+            ns = costs.attention_ns(
+                layer, step.tokens, step.context_tokens, len(step.requests), step.pairs
+            )
             self.gpu.submit(self.launched, Kind.DENSE, layer, ns, self.free_ns)
         else:
             ns = costs.head_ns(sum(step.tokens_out) or 1)
@@ -205,11 +284,33 @@ class Hands:
         """Return when a job ends, or None if that is not certain."""
         return self._ends[n]
 
-    def next_end_ns(self, now_ns: int) -> list[int]:
-        """Return when the servers' next jobs end, and when there is something to look at."""
-        found = [server.next_end_ns() for server in (*self.copying, self.cpu, self.answerer)]
-        found += [self.gpu.looks_at_ns, *self.timers.values()]
-        return [at_ns for at_ns in found if at_ns is not None and at_ns > now_ns]
+    def take_copies(self, now_ns: int) -> list[int]:
+        """Return the numbers of the copies that have ended and were not reported, in order."""
+        copies: list[int] = []
+        for engine in self.copying:
+            if engine.unreported:
+                copies += engine.take_ended(now_ns)
+        if len(self.copying) > 1:
+            copies.sort()
+        return copies
+
+    def next_end_ns(self, now_ns: int) -> int:
+        """Return when the next of the servers' jobs ends or there is something to look at.
+
+        `FOREVER` if nothing is known to.
+        """
+        found_ns = FOREVER
+        for server in (*self.copying, self.cpu, self.answerer):
+            if server.unreported:
+                at_ns = server.next_end_ns()
+                if at_ns is not None and now_ns < at_ns < found_ns:
+                    found_ns = at_ns
+        at_ns = self.gpu.looks_at_ns
+        if at_ns is not None and now_ns < at_ns < found_ns:
+            found_ns = at_ns
+        if self.timers:
+            found_ns = min([found_ns, *(at for at in self.timers.values() if at > now_ns)])
+        return found_ns
 
     def end_step(self) -> None:
         """Forget all jobs that no command may name any more: all but those under way."""

@@ -9,29 +9,36 @@ Ties: a job that ends at the instant of a poll has ended; departures come before
 
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from moesim.simulator.choices import tokens_of
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Step, Workload
 from moesim.simulator.errors import ProtocolError
 from moesim.simulator.hands import Hands, SizeOf
 from moesim.simulator.ledger import RequestTimes, Timings
-from moesim.simulator.machine import Span
+from moesim.simulator.machine import FOREVER, Span
 from moesim.simulator.messages import (
     Answered,
     Command,
+    CopiesEnded,
     CopyEnded,
     CpuRunEnded,
     Fact,
     LayerRouted,
-    RequestArrived,
-    RequestEnded,
+    Order,
+    Report,
     RunBegan,
     StepBegan,
     StepEnded,
     TimerFired,
+    commands_one_by_one,
+    count_commands,
 )
+from moesim.simulator.serving.desk import Desk, Terms
+
+_new = tuple.__new__  # half the time of CopiesEnded(...), which is Python
 
 
 class Deciding(Protocol):
@@ -65,6 +72,8 @@ class Host(ABC):
         ask_ns: How long each kind of ask takes.
         on_step: Called after every step with the number of tokens processed; for progress.
         keep_spans: Whether to note every job for a timeline (8 to 29 % slower).
+        terms: On which terms requests are served; None serves whoever comes.
+        on_request: Takes the times of each request that has ended, which are then not kept.
 
     Attributes:
         now_ns: The present.
@@ -85,6 +94,8 @@ class Host(ABC):
         ask_ns: Mapping[str, int] | None = None,
         on_step: Callable[[int], None] | None = None,
         keep_spans: bool = False,
+        terms: Terms | None = None,
+        on_request: Callable[[RequestTimes], None] | None = None,
     ) -> None:
         self.now_ns = 0
         self.timings = Timings()
@@ -106,8 +117,13 @@ class Host(ABC):
             (ask_ns or {}) if compute is not None else {},
             self.spans,
         )
-        self._arrivals = 0
-        self._times: dict[int, RequestTimes] = {}
+        # A controller that answers in batches is told and asked in batches.
+        self._is_batched = hasattr(controller, "decide")
+        self._decide: Callable[..., Sequence[Order]] = getattr(
+            controller, "decide", controller.handle
+        )
+        self._takes_batches = self._hands.takes_batches
+        self._desk = Desk(workload, terms, on_request)
 
     @abstractmethod
     def _pass(self, ns: int) -> None:
@@ -125,19 +141,22 @@ class Host(ABC):
                 gc.enable()
         timings = self.timings
         timings.span_ns = self.now_ns
+        timings.requests, timings.server = self._desk.finished, self._desk.counts
         self._hands.measure(timings)
         return timings
 
     def _serve(self) -> None:
         hands = self._hands
         facts: list[Fact] = [RunBegan(self._controller.initial(), self._budget_bytes)]
-        self._tell(facts + self._next_arrival())
+        self._tell(facts + self._desk.arrive(self.now_ns))
         while True:
             if hands.form is not None:
                 form, hands.form = hands.form, None
                 self._serve_step(self._workload.begin(form))
             elif hands.timers or hands.asks:
                 self._wait_and_tell()
+            elif self._desk.next_ns is not None:
+                self._wait_for_arrival()
             else:
                 break
         last_ns = hands.drain()
@@ -146,10 +165,8 @@ class Host(ABC):
 
     def _serve_step(self, step: Step) -> None:
         hands, controller = self._hands, self._controller
-        hands.step = step
-        for request in step.requests:
-            if self._times[request].began_ns < 0:
-                self._times[request].began_ns = self.now_ns
+        hands.begin_step(step)
+        self._desk.begin(step, self.now_ns)
         self._tell([StepBegan(step.number, step.requests, step.phases, step.signals)])
         hands.free_ns = self.now_ns
         hands.launch_layer(0)
@@ -171,30 +188,12 @@ class Host(ABC):
         facts = self._poll()
         facts.append(StepEnded(step.number, step.tokens_out))
         self._hands.end_step()
-        for request, gives, phase in zip(step.requests, step.tokens_out, step.phases, strict=True):
-            times = self._times[request]
-            if gives:
-                times.token_ends_ns.append(self.now_ns)
-                times.has_first_token |= phase == 0
-            if self._workload.is_finished(request):
-                self.timings.requests.append(self._times.pop(request))
-                facts.append(RequestEnded(request))
-                facts += self._next_arrival()
+        facts += self._desk.end_step(step, self.now_ns)
         peak = max(self.timings.peak_context_tokens, step.context_tokens)
         self.timings.peak_context_tokens = peak
         if self._on_step is not None:
             self._on_step(step.tokens)
         self._tell(facts)
-
-    def _next_arrival(self) -> list[Fact]:
-        """Let the next request arrive: one user, who asks again once answered."""
-        request = self._arrivals
-        if request >= self._workload.requests:
-            return []
-        self._arrivals += 1
-        prompt_tokens = self._workload.prompt_tokens(request)
-        self._times[request] = RequestTimes(request, self.now_ns, -1, prompt_tokens)
-        return [RequestArrived(request, prompt_tokens, self._workload.task(request))]
 
     # Waiting and polling
 
@@ -206,26 +205,43 @@ class Host(ABC):
             facts = self._poll()
             if facts:
                 self._tell(facts)
-                continue
-            hands.settle(self.now_ns)
-            ends_ns = hands.ends_ns(kernel)
-            if ends_ns is not None and ends_ns <= self.now_ns:
+            elif not self._wait(kernel):
                 break
-            self._wait(ends_ns)
         waited_ns = max(0, hands.commit(kernel) - self.now_ns)
         self._note_work(self._reading_ns, "read the router", waited_ns)
         self._pass(waited_ns + self._reading_ns)
 
-    def _wait(self, kernel_ends_ns: int | None = None) -> None:
-        """Sleep until something that could be reported ends, or there is something to look at."""
-        now_ns = self.now_ns
-        self._hands.settle(now_ns)
-        times = self._hands.next_end_ns(now_ns)
-        if kernel_ends_ns is not None:
-            times.append(kernel_ends_ns)
-        if not times:
+    def _wait(self, kernel: int | None = None) -> bool:
+        """Sleep until something that could be reported ends, or there is something to look at.
+
+        Returns:
+            False, without having slept, if the kernel named has ended.
+        """
+        hands, now_ns = self._hands, self.now_ns
+        hands.settle(now_ns)
+        wakes_ns = hands.next_end_ns(now_ns)
+        arrives_ns = self._desk.next_ns
+        if arrives_ns is not None and now_ns < arrives_ns < wakes_ns:
+            wakes_ns = arrives_ns
+        ends_ns = None if kernel is None else hands.ends_ns(kernel)
+        if ends_ns is not None:
+            if ends_ns <= now_ns:
+                return False
+            wakes_ns = min(wakes_ns, ends_ns)
+        if wakes_ns == FOREVER:
             raise ProtocolError("the host waits for nothing that will end")
-        self._pass(min(times) - now_ns)
+        self._pass(wakes_ns - now_ns)
+        return True
+
+    def _wait_for_arrival(self) -> None:
+        """Idle until a request arrives, or until something ends that the controller listens to."""
+        arrives_ns = self._desk.next_ns
+        if arrives_ns is None or arrives_ns <= self.now_ns or self._controller.listens:
+            self._wait_and_tell()
+            return
+        self._pass(arrives_ns - self.now_ns)
+        if facts := self._poll():
+            self._tell(facts)
 
     def _wait_and_tell(self) -> None:
         """Wait until something ends and report it, if it is something the controller is told."""
@@ -236,15 +252,15 @@ class Host(ABC):
         if facts:
             self._tell(facts)
 
-    def _poll(self) -> list[Fact]:
-        """Return all that has ended and was not reported: copies, CPU runs, answers, timers."""
+    def _poll(self) -> list[Report]:
+        """Return all that has happened and was not reported: ends, answers, timers, arrivals."""
         hands, now_ns = self._hands, self.now_ns
         if hands.waiting:
             hands.settle(now_ns)
-        copies = [n for engine in hands.copying for n in engine.take_ended(now_ns)]
-        if len(hands.copying) > 1:
-            copies.sort()
-        facts: list[Fact] = [CopyEnded(n) for n in copies]
+        copies = hands.take_copies(now_ns)
+        facts: list[Report] = []
+        if copies:
+            facts += [_new(CopiesEnded, (copies,))] if self._is_batched else map(CopyEnded, copies)
         if hands.cpu.unreported:
             facts += [CpuRunEnded(n) for n in hands.cpu.take_ended(now_ns)]
         if hands.asks:
@@ -256,24 +272,27 @@ class Host(ABC):
             for n in [n for n, at_ns in hands.timers.items() if at_ns <= now_ns]:
                 del hands.timers[n]
                 facts.append(TimerFired(n))
+        arrives_ns = self._desk.next_ns
+        if arrives_ns is not None and arrives_ns <= now_ns:
+            facts += self._desk.arrive(now_ns)
         return facts
 
     # Telling
 
-    def _tell(self, facts: list[Fact]) -> None:
+    def _tell(self, facts: Sequence[Report]) -> None:
         """Report, let the decision take its time, and obey; issuing each command takes its own."""
         hands, now_ns = self._hands, self.now_ns
-        commands = self._controller.handle(facts, now_ns)
+        orders = self._decide(facts, now_ns)
         last = facts[-1]
-        experts = len(set(last.experts)) if type(last) is LayerRouted else 0
-        decision_ns = self._costs.decision_ns(self._system, experts, len(commands))
+        experts = len(tokens_of(last.experts)) if type(last) is LayerRouted else 0
+        decision_ns = self._costs.decision_ns(self._system, experts, count_commands(orders))
         self.timings.decision_ns += decision_ns
         hands.free_ns = now_ns
         if self._decides_on_host:
             hands.free_ns += decision_ns
         else:
             hands.decide_on_gpu(decision_ns)
-        rest = iter(commands)
+        rest = iter(orders) if self._takes_batches else commands_one_by_one(orders)
         while (holding := hands.obey(rest)) is not None:
             self._catch_up()
             ends_ns = hands.commit(holding)

@@ -21,6 +21,8 @@ Span = tuple[str, object, int, int]
 Ends = dict[int, int | None]
 """When each job ends, by number; None until it is certain."""
 
+_MEMO_ENTRIES = 4096
+
 FOREVER = 1 << 62
 """Later than anything: the host hands over nothing more before it has what it waits for."""
 
@@ -85,6 +87,58 @@ class Server:
             if self not in self._waiting:
                 self._waiting.append(self)
 
+    def submit_alike(
+        self, numbers: range, label: object, work: int, issued_ns: int, each_ns: int
+    ) -> int:
+        """Put jobs of equal work that wait for nothing at the end of the queue.
+
+        Args:
+            numbers: Theirs.
+            label: See `submit`.
+            work: Of each.
+            issued_ns: When the host begins to hand them over.
+            each_ns: How long it takes for each.
+
+        Returns:
+            When the last is handed over.
+        """
+        if self._queue or self._spans is not None:
+            for n in numbers:
+                issued_ns += each_ns
+                self.submit(n, label, work, issued_ns)
+            return issued_ns
+        free_ns, ends, duration_ns = self.free_ns, self._ends, self._duration_ns
+        for at, n in enumerate(numbers):
+            issued_ns += each_ns
+            begins_ns = free_ns
+            if issued_ns > begins_ns:
+                begins_ns = issued_ns
+            took_ns = duration_ns(work, begins_ns - free_ns)
+            rest = len(numbers) - at - 1
+            if (
+                rest
+                and issued_ns + rest * each_ns <= begins_ns + took_ns
+                and (at_once_ns := duration_ns(work, 0))
+            ):
+                # The others follow without a pause.
+                free_ns = begins_ns + took_ns + rest * at_once_ns
+                ends_ns = range(begins_ns + took_ns, free_ns + 1, at_once_ns)
+                ends.update(zip(numbers[at:], ends_ns, strict=True))
+                issued_ns += rest * each_ns
+                self.busy_ns += free_ns - begins_ns
+                if self._is_observed:
+                    self.busy.append((begins_ns, free_ns))
+                break
+            ends[n] = free_ns = begins_ns + took_ns
+            self.busy_ns += took_ns
+            if self._is_observed:
+                self.busy.append((begins_ns, free_ns))
+        self.free_ns = free_ns
+        self.unreported += numbers
+        self.jobs += len(numbers)
+        self.work += work * len(numbers)
+        return issued_ns
+
     def settle(self) -> bool:
         """Begin the jobs in turn as far as that is certain, and return whether any did."""
         queue = self._queue
@@ -102,6 +156,10 @@ class Server:
     def take_ended(self, now_ns: int) -> list[int]:
         """Return the numbers of the jobs that have ended and were not reported."""
         unreported, ends = self.unreported, self._ends
+        if self.free_ns <= now_ns and not self._queue:
+            ended = list(unreported)
+            unreported.clear()
+            return ended
         ended = []
         while unreported:
             ends_ns = ends[unreported[0]]
@@ -150,7 +208,9 @@ class Gpu:
 
     Args:
         link: Whose copies slow kernels down, which a kernel's begin decides.
-        slowed_ns: Duration of a slowed kernel; None where copies do not matter.
+        slowed_ns: Duration of a slowed kernel from that alone and whether it is a run of experts;
+            None where copies do not matter.
+        after_copy_ns: From the end of what a kernel waits for until it begins.
         ends: Where the ends of all jobs are kept.
         waiting: Servers whose next job waits for another's end.
         spans: Where to note every kernel, if anywhere.
@@ -165,7 +225,8 @@ class Gpu:
     def __init__(
         self,
         link: Server,
-        slowed_ns: Callable[[int], int] | None,
+        slowed_ns: Callable[[int, bool], int] | None,
+        after_copy_ns: int,
         ends: Ends,
         waiting: list[Server],
         spans: list[Span] | None,
@@ -176,6 +237,8 @@ class Gpu:
         self.looks_at_ns: int | None = None
         self._link = link
         self._slowed_ns = slowed_ns
+        self._after_copy_ns = after_copy_ns
+        self._known_slow: list[dict[int, int]] = [{} for _ in Kind]
         self._ends = ends
         self._waiting = waiting
         self._spans = spans
@@ -194,6 +257,67 @@ class Gpu:
         self._ends[n] = None
         self._queue.append((n, kind, label, ns, issued_ns, after))
 
+    def submit_all(
+        self,
+        numbers: range,
+        kind: Kind,
+        label: object,
+        durations_ns: Sequence[int],
+        issued_ns: int,
+        each_ns: int,
+        after: Sequence[int],
+    ) -> int:
+        """Put kernels at the end of the queue, each of which waits for one job or for none.
+
+        Args:
+            numbers: Theirs.
+            kind: What they are for.
+            label: See `Server.submit`.
+            durations_ns: How long each takes.
+            issued_ns: When the host begins to hand them over.
+            each_ns: How long it takes for each.
+            after: The number of the job that each waits for; 0 for none.
+
+        Returns:
+            When the last is handed over.
+        """
+        ends, queue = self._ends, self._queue
+        if queue:
+            self.settle(issued_ns)
+        if queue or self._spans is not None or self._waiting or self._slowed_ns is None:
+            for n, ns, other in zip(numbers, durations_ns, after, strict=True):
+                issued_ns += each_ns
+                self.submit(n, kind, label, ns, issued_ns, (other,) if other else ())
+            return issued_ns
+        link_free_ns, copies, slow = self._link.free_ns, self._link.busy, self._known_slow[kind]
+        after_copy_ns = self._after_copy_ns
+        free_ns, busy_ns, lost_ns = self.free_ns, 0, 0
+        for n, ns, other in zip(numbers, durations_ns, after, strict=True):
+            issued_ns += each_ns
+            begins_ns = free_ns
+            if issued_ns > begins_ns:
+                begins_ns = issued_ns
+            if other and (end_ns := ends[other]) is not None:
+                end_ns += after_copy_ns
+                if end_ns > begins_ns:
+                    begins_ns = end_ns
+            if queue or begins_ns >= link_free_ns:
+                ends[n] = None
+                queue.append((n, kind, label, ns, begins_ns, ()))
+                continue
+            while copies and copies[0][1] <= begins_ns:
+                copies.popleft()
+            took_ns = ns
+            if copies and copies[0][0] <= begins_ns:
+                took_ns = slow.get(ns) or self._slow(kind, ns)
+                lost_ns += took_ns - ns
+            ends[n] = free_ns = begins_ns + took_ns
+            busy_ns += took_ns
+        self.free_ns = free_ns
+        self.busy_ns[kind] += busy_ns
+        self.slow_down_ns += lost_ns
+        return issued_ns
+
     def settle(self, nothing_before_ns: int, until: int | None = None) -> None:
         """Begin the kernels in turn as far as that is certain.
 
@@ -206,21 +330,22 @@ class Gpu:
         """
         queue, ends, link, waiting = self._queue, self._ends, self._link, self._waiting
         slowed_ns, spans, busy, copies = self._slowed_ns, self._spans, self.busy_ns, link.busy
+        slow = self._known_slow
         self.looks_at_ns = None
         while queue and (until is None or ends[until] is None):
             n, kind, label, ns, issued_ns, after = queue[0]
-            begins_ns = max(issued_ns, self.free_ns)
+            begins_ns = issued_ns if issued_ns > self.free_ns else self.free_ns
             if after:
                 known = [end_ns for n_before in after if (end_ns := ends[n_before]) is not None]
                 if len(known) < len(after):
                     return
-                begins_ns = max(begins_ns, *known)
+                begins_ns = max(begins_ns, max(known) + self._after_copy_ns)
             if slowed_ns is not None:
                 while copies and copies[0][1] <= begins_ns:
                     copies.popleft()
                 if copies and copies[0][0] <= begins_ns:
                     alone_ns = ns
-                    ns = slowed_ns(ns)
+                    ns = slow[kind].get(ns) or self._slow(kind, ns)
                     self.slow_down_ns += ns - alone_ns
                 elif begins_ns > nothing_before_ns and begins_ns >= link.free_ns:
                     self.looks_at_ns = begins_ns
@@ -232,6 +357,15 @@ class Gpu:
                 spans.append(("gpu", label, begins_ns, begins_ns + ns))
             if waiting:
                 _settle_all(waiting)
+
+    def _slow(self, kind: Kind, ns: int) -> int:
+        """Return how long a kernel takes beside copies, and keep it."""
+        assert self._slowed_ns is not None
+        known = self._known_slow[kind]
+        if len(known) >= _MEMO_ENTRIES:
+            known.clear()
+        slowed_ns = known[ns] = self._slowed_ns(ns, kind is Kind.EXPERTS)
+        return slowed_ns
 
 
 def _settle_all(waiting: list[Server]) -> None:

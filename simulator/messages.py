@@ -4,12 +4,16 @@ A driver reports *facts* and obeys *commands* (design 4.1). Commands that take t
 from 1 in one sequence, so that facts and ``after`` can name them. ``after`` names only what was
 handed over before. Every message is a named tuple of plain values: equal messages compare equal,
 which is how a fact log proves that two drivers were given the same commands.
+
+What comes in numbers comes in *batches* too (rule 10): ``Copies``, ``Runs`` and ``CopiesEnded``
+say the same as so many single messages one after another, which the functions at the end of this
+file return. Logs hold single messages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from moesim.simulator.terms import Cause, Device, Phase, Place
+from moesim.simulator.terms import NO_PROMISE, RAM, Cause, Device, Phase, Place, Slo
 
 # facts
 
@@ -26,11 +30,18 @@ class RunBegan(NamedTuple):
 
 
 class RequestArrived(NamedTuple):
-    """A request waits to be served."""
+    """A request waits to be served.
+
+    ``arrived_ns`` is when it arrived, which may be before it is told; None means now.
+    ``kv_bytes`` is what its KV cache reserves while it is served.
+    """
 
     request: int
     prompt_tokens: int = 0
     task: str = ""
+    arrived_ns: int | None = None
+    kv_bytes: int = 0
+    slo: Slo = NO_PROMISE
 
 
 class RequestEnded(NamedTuple):
@@ -52,13 +63,14 @@ class LayerRouted(NamedTuple):
     """The router of one MoE layer has chosen.
 
     ``experts`` are the choices in touch order: by token, then by router rank; a repeated expert
-    stands once for each token that chose it. ``gates`` are their weights in the same order, or
-    empty. Every GPU run of this device that was handed over earlier has ended.
+    stands once for each token that chose it (``Choices``, where they are many). ``gates`` are their
+    weights in the same order, or empty. Every GPU run of this device that was handed over earlier
+    has ended.
     """
 
     step: int
     layer: int
-    experts: tuple[int, ...] | list[int]
+    experts: Sequence[int]
     gates: tuple[float, ...] | list[float] = ()
     signals: Mapping[str, Any] = {}
     device: Device = Device("gpu")
@@ -68,6 +80,12 @@ class CopyEnded(NamedTuple):
     """Copy or move ``n`` is complete."""
 
     n: int
+
+
+class CopiesEnded(NamedTuple):
+    """So many ``CopyEnded``, in this order."""
+
+    numbers: Sequence[int]
 
 
 class CpuRunEnded(NamedTuple):
@@ -125,6 +143,9 @@ Fact = (
     | Failed
 )
 
+Report = Fact | CopiesEnded
+"""A fact, or a batch of them."""
+
 # commands
 
 
@@ -165,6 +186,32 @@ class Run(NamedTuple):
     tokens: tuple[int, ...]
     device: Device
     after: tuple[int, ...] = ()
+    part: int = 0
+
+
+class Copies(NamedTuple):
+    """Copies of ``nbytes`` each that wait for nothing: the i-th has the number ``first + i``."""
+
+    first: int
+    experts: list[int]
+    places: list[Place]
+    cause: Cause
+    nbytes: int
+    part: int = 0
+    src: Place = RAM
+
+
+class Runs(NamedTuple):
+    """Launches of one expert each on one device: the i-th has the number ``first + i``.
+
+    It waits for the copy ``after[i]``, or for nothing where that is 0.
+    """
+
+    first: int
+    experts: Sequence[int]
+    tokens: tuple[int, ...]
+    device: Device
+    after: Sequence[int]
     part: int = 0
 
 
@@ -216,3 +263,39 @@ class LayerDone(NamedTuple):
 
 
 Command = FormStep | Wait | Copy | Run | Move | Drop | Reroute | Ask | WakeAt | LayerDone
+
+Order = Command | Copies | Runs
+"""A command, or a batch of them."""
+
+
+def commands_one_by_one(orders: Iterable[Order]) -> Iterator[Command]:
+    """Yield the commands of an answer, each by itself."""
+    for order in orders:
+        if isinstance(order, Copies):
+            first, experts, places, cause, _, part, src = order
+            for i, (expert, place) in enumerate(zip(experts, places, strict=True)):
+                yield Copy(first + i, expert, part, src, place, cause)
+        elif isinstance(order, Runs):
+            first, run, tokens, device, after, part = order
+            for i, (expert, count, copy) in enumerate(zip(run, tokens, after, strict=True)):
+                yield Run(first + i, (expert,), (count,), device, (copy,) if copy else (), part)
+        else:
+            yield order
+
+
+def facts_one_by_one(facts: Iterable[Report]) -> Iterator[Fact]:
+    """Yield the facts of a report, each by itself."""
+    for fact in facts:
+        if isinstance(fact, CopiesEnded):
+            yield from map(CopyEnded, fact.numbers)
+        else:
+            yield fact
+
+
+def count_commands(orders: Iterable[Order]) -> int:
+    """Return how many commands an answer has."""
+    count = 0
+    for order in orders:
+        kind = type(order)
+        count += len(order.experts) if kind is Copies or kind is Runs else 1  # type: ignore[union-attr]
+    return count

@@ -9,7 +9,8 @@ the judgement that it is needed until its run has ended; only what is neither lo
 may leave.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import filterfalse, islice
 
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.errors import BudgetError
@@ -58,6 +59,27 @@ class Pool:
         return place
 
     @property
+    def free_slots(self) -> int:
+        """How many slots nobody has."""
+        return len(self._free)
+
+    def swap(self, leaving: Sequence[int], coming: Sequence[int]) -> list[Place]:
+        """Give experts the room of others, and free slots to the first; return it.
+
+        Raises:
+            KeyError: One that is to leave has no room, or leaves twice.
+        """
+        assert self.slot_bytes is not None
+        free = len(coming) - len(leaving)
+        places = [self._free.pop() for _ in range(free)]
+        places += map(self.rooms.pop, leaving)
+        self.rooms.update(zip(coming, places, strict=True))
+        if free:
+            self.free_bytes -= free * self.slot_bytes
+            self._least_free_bytes = min(self._least_free_bytes, self.free_bytes)
+        return places
+
+    @property
     def peak_bytes(self) -> int:
         """Most bytes that had room at one time."""
         return self.capacity_bytes - self._least_free_bytes
@@ -74,12 +96,15 @@ class Pool:
 class Evictable:
     """The experts of one pool that may leave now; membership costs three dictionary look-ups."""
 
-    __slots__ = ("_leased", "_loading", "_rooms")
+    __slots__ = ("_has_room", "_is_leased", "_is_loading", "_leased", "_loading", "_rooms")
 
     def __init__(self, pool: Pool, loading: dict[int, int], leased: dict[int, int]) -> None:
         self._rooms = pool.rooms
         self._loading = loading
         self._leased = leased
+        self._has_room = pool.rooms.__contains__
+        self._is_loading = loading.__contains__
+        self._is_leased = leased.__contains__
 
     def __contains__(self, expert: int) -> bool:
         return expert in self._rooms and expert not in self._leased and expert not in self._loading
@@ -87,6 +112,27 @@ class Evictable:
     def __iter__(self) -> Iterator[int]:
         leased, loading = self._leased, self._loading
         return (e for e in self._rooms if e not in leased and e not in loading)
+
+    def check(self, experts: Sequence[int], count: int) -> Sequence[int]:
+        """Return these if they are so many and none is in use; `Pool.swap` sees to the rest.
+
+        Raises:
+            LookupError: They are not.
+        """
+        leased, loading = self._leased, self._loading
+        if len(experts) != count or not (
+            leased.keys().isdisjoint(experts)
+            and (not loading or loading.keys().isdisjoint(experts))
+        ):
+            raise LookupError
+        return experts
+
+    def first(self, order: Iterable[int], count: int) -> list[int]:
+        """Return the first of an order that may leave, ``count`` of them if there are so many."""
+        ready = filterfalse(self._is_leased, filter(self._has_room, order))
+        if self._loading:
+            ready = filterfalse(self._is_loading, ready)
+        return list(islice(ready, count))
 
 
 class Residency:
@@ -104,9 +150,8 @@ class Residency:
         self._experts = experts
         self.size_L = list(expert_bytes_L)
         self.loading: dict[int, int] = {}  # expert -> the copy that brings it
-        self.leased: dict[
-            int, int
-        ] = {}  # expert -> the run that uses it; 0 until it is handed over
+        # What the open event demands: those that have room keep it until their run has ended.
+        self.leased: dict[int, int] = {}  # expert -> the tokens it serves
         cache_bytes = budget_bytes - staging_bytes
         if cache_bytes < 0 or (quotas_L is not None and sum(quotas_L) > cache_bytes):
             asked = staging_bytes + sum(quotas_L or ())
@@ -194,5 +239,5 @@ class Residency:
             assert used + pool.free_bytes == pool.capacity_bytes, f"pool {pool.number} lost bytes"
             places = set(pool.rooms.values())
             assert len(places) == len(pool.rooms), f"pool {pool.number} gave one place twice"
-        for expert in (*self.loading, *self.leased):
-            assert self.has_room(expert), f"expert {expert} is in use without room"
+        for expert in self.loading:
+            assert self.has_room(expert), f"expert {expert} is loading without room"

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 
 from moesim.simulator.errors import PolicyError, ProtocolError
 from moesim.simulator.ledger import Counts
-from moesim.simulator.messages import Command, Copy, CopyEnded
-from moesim.simulator.policies.base import CachePolicy, View
+from moesim.simulator.messages import Copies, CopiesEnded, Copy, CopyEnded, Order
+from moesim.simulator.policies.base import CachePolicy, View, has_shortcut
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool, Residency
-from moesim.simulator.terms import ALL, RAM, Cause, Verdict
+from moesim.simulator.terms import ALL, RAM, Cause, Place, Verdict
 
 DEFAULT_WINDOW_BYTES = 16 << 20
 """Prefetches are handed over while fewer bytes than these are unfinished (4.1 rule 4)."""
 
 DEMAND = Cause.DEMAND
-_new = tuple.__new__  # half the time of Copy(...), which is Python
+_new = tuple.__new__  # half the time of Copies(...), which is Python
 
 
 class Outbox:
@@ -27,8 +27,21 @@ class Outbox:
     __slots__ = ("commands", "number")
 
     def __init__(self) -> None:
-        self.commands: list[Command] = []
+        self.commands: list[Order] = []
         self.number = 0
+
+    def copy(self, expert: int, place: Place, cause: Cause, nbytes: int) -> int:
+        """Hand over a copy that waits for nothing, and return its number."""
+        self.number = number = self.number + 1
+        commands = self.commands
+        if commands and type(last := commands[-1]) is Copies:
+            assert isinstance(last, Copies)
+            if last.cause is cause and last.nbytes == nbytes:
+                last.experts.append(expert)
+                last.places.append(place)
+                return number
+        commands.append(_new(Copies, (number, [expert], [place], cause, nbytes, ALL, RAM)))
+        return number
 
 
 class Transfers:
@@ -36,6 +49,7 @@ class Transfers:
 
     Attributes:
         unused: Bytes of each expert that was prefetched and has not been demanded.
+        at_once: Numbers of the copies of the last demand, in its order, if made at once.
     """
 
     def __init__(
@@ -48,17 +62,23 @@ class Transfers:
         window_bytes: int,
     ) -> None:
         self.unused: dict[int, int] = {}
+        self.at_once = range(0)
         self._cache = cache
         self._choose_victim = cache.choose_victim
         self._on_admit = cache.on_admit
         self._on_evict = cache.on_evict
         self._admits = type(cache).admit is not CachePolicy.admit
+        self._make_room = (
+            cache.make_room
+            if has_shortcut(cache, "make_room", "admit", "choose_victim", "on_admit", "on_evict")
+            else None
+        )
         self._residency = residency
         self._view = view
         self._counts = counts
         self._out = out
         self._window_bytes = window_bytes
-        self._copies: dict[int, tuple[int, int]] = {}  # number -> (expert, bytes), until reported
+        self._copies: dict[int, int] = {}  # number -> expert, until reported
         self._leaving: set[int] = set()  # staged, not demanded when it could be, still loading
 
     def place(self, experts: Sequence[int]) -> None:
@@ -79,6 +99,57 @@ class Transfers:
         if not self._admits or self._cache.admit(expert, self._view) is Verdict.KEEP:
             return self._residency.cache_of(expert)
         return self._residency.staging
+
+    def copy_demand(self, experts: Sequence[int]) -> list[tuple[int, Pool]]:
+        """Give the missing experts of one layer room and hand their copies over, as many as fit.
+
+        Returns:
+            Those that found no room, and where they want it.
+        """
+        self.at_once = range(0)
+        if self._make_room is not None and self._copy_at_once(experts):
+            return []
+        waiting = []
+        for expert in experts:
+            pool = self.choose_pool(expert)
+            if not self.copy_into(pool, expert, DEMAND):
+                waiting.append((expert, pool))
+        return waiting
+
+    def _copy_at_once(self, experts: Sequence[int]) -> bool:
+        """Do the same in one turn for all; return False, having done nothing, if that can't be."""
+        residency, view, counts = self._residency, self._view, self._counts
+        leased, loading = residency.leased, residency.loading
+        pool = residency.cache_of(experts[0])
+        size = pool.slot_bytes
+        leaving = max(0, len(experts) - pool.free_slots)
+        if size is None or leaving > len(pool.rooms) - len(leased) - len(loading):
+            return False
+        assert self._make_room is not None
+        evictable = residency.evictable[pool.number]
+        victims = self._make_room(experts, leaving, evictable, view)
+        try:
+            places = pool.swap(evictable.check(victims, leaving), experts)
+        except LookupError:
+            raise PolicyError(
+                f"{type(self._cache).__name__} chose experts {list(victims)}; to be chosen were "
+                f"{leaving} of those offered, each once"
+            ) from None
+        out, count = self._out, len(experts)
+        first = out.number + 1
+        out.number += count
+        self.at_once = numbers = range(first, first + count)
+        loading.update(zip(experts, numbers, strict=True))
+        self._copies.update(zip(numbers, experts, strict=True))
+        view.queued_bytes += count * size
+        counts.copies += count
+        counts.bytes_demand += count * size
+        counts.evictions += leaving
+        if self.unused:
+            for victim in victims:
+                counts.bytes_prefetch_wasted += self.unused.pop(victim, 0)
+        out.commands.append(_new(Copies, (first, list(experts), places, DEMAND, size, ALL, RAM)))
+        return True
 
     def copy_into(self, pool: Pool, expert: int, cause: Cause, after: tuple[int, ...] = ()) -> bool:
         """Give the expert room in the pool, by eviction if need be, and hand its copy over.
@@ -103,19 +174,34 @@ class Transfers:
             self.evict(victim, pool)
         place = pool.take(expert, size)
         out = self._out
-        out.number = number = out.number + 1
+        if after:
+            out.number = number = out.number + 1
+            out.commands.append(Copy(number, expert, ALL, RAM, place, cause, after))
+        else:
+            number = out.copy(expert, place, cause, size)
         loading[expert] = number
-        self._copies[number] = (expert, size)
+        self._copies[number] = expert
         self._view.queued_bytes += size
         self._counts.copies += 1
         if cause is DEMAND:
-            leased[expert] = 0
             self._counts.bytes_demand += size
+        elif cause is Cause.REBALANCE:
+            self._counts.bytes_rebalance += size
         else:
             self.unused[expert] = size
         self._on_admit(expert, self._view)
-        out.commands.append(_new(Copy, (number, expert, ALL, RAM, place, cause, after)))
         return True
+
+    def rebalance(self, experts: Iterable[int]) -> None:
+        """Hand over copies of what the cache policy wants here as a step begins."""
+        residency = self._residency
+        for expert in experts:
+            if not residency.exists(expert):
+                raise PolicyError(
+                    f"{type(self._cache).__name__} brings in expert {expert}; no such expert"
+                )
+            if not residency.has_room(expert):
+                self.copy_into(residency.cache_of(expert), expert, Cause.REBALANCE)
 
     def evict(self, expert: int, pool: Pool) -> None:
         """Take an expert's room back, be it resident or still loading."""
@@ -166,17 +252,32 @@ class Transfers:
 
     def copy_ended(self, fact: CopyEnded) -> None:
         """Note that a copy is complete; its expert is resident, unless its room was given away."""
+        self._end(fact.n)
+
+    def copies_ended(self, fact: CopiesEnded) -> None:
+        """Note that several copies are complete."""
+        copies, numbers = self._copies, fact.numbers
+        if not self._leaving and len(numbers) == len(copies) and list(copies) == numbers:
+            copies.clear()
+            self._residency.loading.clear()
+            self._view.queued_bytes = 0
+            return
+        for n in numbers:
+            self._end(n)
+
+    def _end(self, n: int) -> None:
         try:
-            expert, size = self._copies.pop(fact.n)
+            expert = self._copies.pop(n)
         except KeyError:
-            raise ProtocolError(f"copy {fact.n} ended but was not under way") from None
-        self._view.queued_bytes -= size
-        loading = self._residency.loading
-        if loading.get(expert) == fact.n:
+            raise ProtocolError(f"copy {n} ended but was not under way") from None
+        residency = self._residency
+        self._view.queued_bytes -= residency.size(expert)
+        loading = residency.loading
+        if loading.get(expert) == n:
             del loading[expert]
             if expert in self._leaving:
                 self._leaving.discard(expert)
-                self.evict(expert, self._residency.staging)
+                self.evict(expert, residency.staging)
 
     def hand_over(self, queue: PrefetchQueue) -> None:
         """Hand over prefetches while the window has room, choosing victims now (rule 4)."""
