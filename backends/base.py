@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moesim.backends.means import copy_offset, fixed_offset, run_offsets
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
@@ -20,6 +23,7 @@ from moesim.simulator.ledger import Timings
 from moesim.simulator.messages import (
     Ask,
     Command,
+    Copies,
     Copy,
     Drop,
     Fact,
@@ -30,24 +34,54 @@ from moesim.simulator.messages import (
     Reroute,
     Run,
     RunBegan,
+    Runs,
     StepBegan,
     StepEnded,
     Wait,
     WakeAt,
+    commands_one_by_one,
 )
 
 Span = tuple[str, object, int, int]
 """One job as a timeline shows it: resource, what it was, when it began and ended."""
 
-Work = TypeVar("Work")
 
+class Summed(Protocol):
+    """What a layer computes on, as far as this module knows it."""
 
-class Values(Protocol):
-    """Whole numbers that a device computes."""
-
-    def tolist(self) -> list[int]:
-        """Return them."""
+    def merge(self) -> Any:  # noqa: ANN401  a tensor; nothing here knows torch
+        """Return the layer's result."""
         ...
+
+
+class Decoder(Protocol):
+    """What runs decode steps in place of a model's own forward."""
+
+    def open(self) -> Any:  # noqa: ANN401  a cache of transformers
+        """Return the cache of a request that begins; its prompt goes through the model."""
+        ...
+
+    def close(self, cache: Any) -> None:  # noqa: ANN401  likewise
+        """Take the cache of a request that has ended."""
+        ...
+
+    def step(
+        self,
+        fed: Sequence[tuple[Any, int]],
+        compute: Callable[[int, Any, Any], None],
+        until: Callable[[Callable[[], bool]], None],
+    ) -> tuple[Any, Sequence[int]]:
+        """Return the logits [R, V] after one more token of each request, and the best tokens.
+
+        Args:
+            fed: Cache and token of each request.
+            compute: Has a layer's experts computed.
+            until: Waits until something has come.
+        """
+        ...
+
+
+Work = TypeVar("Work", bound=Summed)
 
 
 class RealDriver(ABC, Generic[Work]):
@@ -75,7 +109,9 @@ class RealDriver(ABC, Generic[Work]):
         self._layer_done = -1
         self._obey: Mapping[type, Callable[[Any], None]] = {
             Copy: self._copy,
+            Copies: self._obey_each,
             Run: self._run,
+            Runs: self._obey_each,
             Ask: self._ask,
             LayerDone: self._note_layer_done,
             FormStep: self._note_form,
@@ -152,21 +188,34 @@ class RealDriver(ABC, Generic[Work]):
     def close(self) -> None:
         """Cancel what has not begun, end every thread, release all memory; twice is once."""
 
-    def read(self, values: Values) -> list[int]:
-        """Return numbers that the device may still be computing, polling meanwhile."""
-        return values.tolist()
+    def read(self, values: Any) -> NDArray[np.int64]:  # noqa: ANN401  a tensor; nothing here knows torch
+        """Return whole numbers that the device may still be computing, polling meanwhile."""
+        return np.asarray(values)
+
+    def merge(self, work: Work) -> Any:  # noqa: ANN401  likewise
+        """Return a layer's result, once all of its runs were handed over and their results came."""
+        return work.merge()
 
     def settle(self) -> None:
         """Wait until what the device was told so far is computed, polling meanwhile."""
 
-    def decoder(self, model: Any, longest: int) -> Any:  # noqa: ANN401  what a model is, a subclass knows
+    def decoder(
+        self,
+        model: Any,  # noqa: ANN401  what a model is, a subclass knows
+        longest: int,
+        look: Callable[[int], Any] | None = None,
+        batch: int = 1,
+    ) -> Decoder | None:
         """Return what runs a decode step in place of the model's own forward, or None.
 
         Args:
             model: Whose experts are offloaded.
             longest: Tokens of the longest request, prompt and generation.
+            look: Computes what a layer's look ahead finds, inside the forward.
+            batch: The most requests that run together.
         """
-        del model, longest
+        del model, longest, look, batch
+        return None
 
     # What a server of requests calls
 
@@ -232,10 +281,10 @@ class RealDriver(ABC, Generic[Work]):
     def tell(self, facts: list[Fact]) -> None:
         """Report facts and obey the answer."""
         began_ns = self.clock_ns()
-        commands = self._controller.handle(facts, began_ns)
+        orders = self._controller.decide(facts, began_ns)
         self.timings.decision_ns += self.clock_ns() - began_ns
-        for command in commands:
-            self._obey[type(command)](command)
+        for order in orders:
+            self._obey[type(order)](order)
 
     def answered(self) -> None:
         """Note that one ask has been answered; for subclasses, when they report it."""
@@ -260,6 +309,10 @@ class RealDriver(ABC, Generic[Work]):
             self.tell(facts)
         else:
             self.sleep()
+
+    def _obey_each(self, batch: Copies | Runs) -> None:
+        for command in commands_one_by_one([batch]):
+            self._obey[type(command)](command)
 
     def _copy(self, command: Copy) -> None:
         offset = copy_offset(self.name, command)

@@ -9,7 +9,26 @@ NOT_AVAILABLE = 3
 
 Model = Annotated[
     str,
-    typer.Argument(help="A transformers MoE model: a folder, or an id of the hub (owner/name)."),
+    typer.Argument(
+        help="A transformers MoE model: a folder, or an id of the hub (owner/name); with --weights "
+        "random also a shape, such as olmoe."
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights", help="checkpoint: the model's own. random: of its dimensions, with --routes."
+    ),
+]
+Layers = Annotated[
+    int | None, typer.Option(min=1, help="Keep the first N MoE layers; random weights only.")
+]
+PinnedPool = Annotated[
+    str | None,
+    typer.Option(
+        "--pinned-pool",
+        help="Host memory that all experts share, such as 8GiB; random weights only.",
+    ),
 ]
 Prompts = Annotated[
     Path | None,
@@ -53,9 +72,9 @@ Backend = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="cpu: memory copies and products on threads. cuda: an NVIDIA GPU, transformers' own "
-        "modules. cuda-graphs: the same with decode in graphs and our kernels; several times "
-        "faster.",
+        help="cpu: memory copies and products on threads. cuda: an NVIDIA GPU, decode in graphs "
+        "and our kernels. cuda-eager: an NVIDIA GPU, transformers' own modules; several times "
+        "slower.",
     ),
 ]
 Threads = Annotated[
@@ -63,6 +82,16 @@ Threads = Annotated[
     typer.Option(
         min=1, help="Cores that one product may use; default half of them, for copies need some."
     ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Let all prompts arrive at once and serve up to N together, in their order."
+    ),
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option(min=1, help="Take at most N prompt tokens a step. Default: prompts whole."),
 ]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")]
 MaxPrompts = Annotated[int | None, typer.Option(min=1, help="Take only the first N.")]
@@ -90,6 +119,9 @@ def execute(
     model: Model,
     prompts: Prompts = None,
     routes: Routes = None,
+    weights: Weights = "checkpoint",
+    layers: Layers = None,
+    pinned_pool: PinnedPool = None,
     system: SystemName = None,
     cache: Cache = None,
     prefetch: Prefetch = None,
@@ -100,6 +132,8 @@ def execute(
     slots: Slots = None,
     backend: Backend = "cpu",
     threads: Threads = None,
+    batch: Batch = None,
+    chunk: Chunk = None,
     new_tokens: NewTokens = 128,
     max_prompts: MaxPrompts = None,
     temperature: Temperature = 0.0,
@@ -114,11 +148,16 @@ def execute(
     """Generate with a model whose experts do not all fit: the text, TTFT and TPOT, hits and misses.
 
     moesim execute MODEL --prompts prompts.txt --system mixtral-offloading --slots 25%
+
+    moesim execute MODEL --prompts prompts.txt --batch 8 --chunk 512 --vram 12GiB
+
+    moesim execute olmoe --weights random --routes TRACE --backend cuda --slots 25%
     """
+    from moesim.backends.sources import Source  # noqa: PLC0415  light at import
     from moesim.backends.wishes import Wishes, check_wishes  # noqa: PLC0415  light at import
 
     wishes = Wishes(
-        model=model,
+        source=Source(model, weights, layers, pinned_pool),
         prompts=prompts,
         routes=routes,
         system=system,
@@ -127,6 +166,8 @@ def execute(
         memory=(vram, expert_budget, slots),
         backend=backend,
         threads=threads,
+        batch=batch,
+        chunk=chunk,
         new_tokens=new_tokens,
         max_prompts=max_prompts,
         temperature=temperature,

@@ -16,6 +16,7 @@ from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.models import Model
 from moesim.backends.next_token import check_lengths
+from moesim.backends.packed import check_packable
 from moesim.backends.served import trace_of
 from moesim.backends.server import Driver, Server
 from moesim.backends.store import ExpertStore
@@ -24,6 +25,8 @@ from moesim.simulator.demands import Workload
 from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.ledger import Counts, Timings, check
 from moesim.simulator.messages import Command, Fact
+from moesim.simulator.serving.arrivals import Arrivals, Users
+from moesim.simulator.serving.setup import batching_of
 from moesim.traces import RoutingTrace
 
 Log = list[tuple[list[Fact], int, list[Command]]]
@@ -83,9 +86,10 @@ def execute(
     name: str | None = None,
     keep: Keep | None = None,
     make_driver: MakeDriver = ThreadsDriver,
+    arrivals: Arrivals | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Execution:
-    """Serve the requests one after another and balance the books.
+    """Serve the requests and balance the books.
 
     Args:
         model: A transformers causal model, in evaluation mode, whose experts the store took.
@@ -98,6 +102,9 @@ def execute(
         name: What the trace of the routes calls the model; the default is its class.
         keep: What to keep beside the figures.
         make_driver: The device; the default is this machine's CPU.
+        arrivals: When each request comes; by default each once the one before was answered. How
+            many of those that wait run together, and in which pieces their prompts go through, the
+            schedule policy says.
         on_step: Told after each forward pass how many tokens went through.
 
     Raises:
@@ -106,6 +113,9 @@ def execute(
     """
     check_lengths(model, requests, sampling)
     keep = keep or Keep()
+    batch, _ = batching_of(deciding.specs()["schedule"])
+    if batch > 1:
+        check_packable(model)
     future = None
     if routes is not None and "future" in deciding.needs:
         future = RecordedFuture(Workload(routes).events())
@@ -127,7 +137,14 @@ def execute(
             keeps_logits=keep.logits,
         )
         with server:
-            server.serve(requests, sampling, deciding.budget_bytes, on_step)
+            server.serve(
+                requests,
+                sampling,
+                deciding.budget_bytes,
+                arrivals or Users(1, len(requests)),
+                batch=batch,
+                on_step=on_step,
+            )
         driver.end_run()
         check(controller.counts, driver.timings)
         return Execution(

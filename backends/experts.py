@@ -7,10 +7,12 @@ are added in router order once all are there. So the two agree bit by bit, whate
 """
 
 from collections.abc import Callable, Mapping
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -22,6 +24,7 @@ from moesim.backends.models import Model, MoeParts
 Module = Any
 
 Positions = slice | Tensor
+Chosen = list[int] | NDArray[np.int64]
 
 OFFLOADED = "moesim"
 RESIDENT = "moesim-resident"
@@ -30,11 +33,15 @@ RESIDENT = "moesim-resident"
 class LayerWork:
     """What one layer computes on in one step: inputs, who chose whom, a row for each product.
 
+    Rows and positions are made when the first product needs them: kernels that keep rows of their
+    own need neither.
+
     Attributes:
-        choices: The chosen experts, counted within the layer, in (token, rank) order.
+        choices: The chosen experts, counted within the layer, in (token, rank) order: a list for
+            one token, an array for more.
+        ids_TK: The same, on the device.
         gates_TK: Their weights.
         hidden_TD: The inputs.
-        positions: For each distinct expert, its places in ``choices``, ascending.
 
     Args:
         module: The experts module of the layer.
@@ -50,27 +57,47 @@ class LayerWork:
         hidden_TD: Tensor,
         ids_TK: Tensor,
         gates_TK: Tensor,
-        choices: list[int],
+        choices: Chosen,
     ) -> None:
         self.choices = choices
+        self.ids_TK = ids_TK
         self.gates_TK = gates_TK
         self.hidden_TD = hidden_TD
+        self.top_k = ids_TK.shape[-1]
         self._module = module
-        self._top_k = ids_TK.shape[-1]
-        self._rows_SD = hidden_TD.new_empty(len(choices), hidden_TD.shape[-1])
-        self.positions: dict[int, Positions]
-        if len(set(choices)) == self._top_k == len(choices):  # one token: nothing to gather
-            self.choose(choices)
-        else:
-            distinct, counts = np.unique(choices, return_counts=True)
-            order_S = torch.argsort(ids_TK.reshape(-1), stable=True)
-            places = torch.split(order_S, counts.tolist())
-            self.positions = dict(zip(distinct.tolist(), places, strict=True))
+        self._lock = Lock()  # products may begin in two threads at once
+        self._rows_SD: Tensor | None = None
+        self._positions: dict[int, Positions] | None = None
 
     def choose(self, choices: list[int]) -> None:
         """Take other choices of one token; the tensors stay, and hold what belongs to them."""
         self.choices = choices
-        self.positions = {expert: slice(at, at + 1) for at, expert in enumerate(choices)}
+        self._positions = None
+
+    @property
+    def rows_SD(self) -> Tensor:
+        """A row for each product."""
+        with self._lock:
+            if self._rows_SD is None:
+                hidden_TD = self.hidden_TD
+                self._rows_SD = hidden_TD.new_empty(len(self.choices), hidden_TD.shape[-1])
+            return self._rows_SD
+
+    @property
+    def positions(self) -> dict[int, Positions]:
+        """For each distinct expert, its places in ``choices``, ascending."""
+        with self._lock:
+            if self._positions is None:
+                self._positions = self._sorted()
+            return self._positions
+
+    def _sorted(self) -> dict[int, Positions]:
+        if len(self.choices) == self.top_k:  # one token: nothing to gather
+            return {int(expert): slice(at, at + 1) for at, expert in enumerate(self.choices)}
+        distinct, counts = np.unique(self.choices, return_counts=True)
+        order_S = torch.argsort(self.ids_TK.reshape(-1), stable=True)
+        places = torch.split(order_S, counts.tolist())
+        return dict(zip(distinct.tolist(), places, strict=True))
 
     def compute(self, expert: int, weights: Mapping[str, Tensor]) -> None:
         """Compute one expert for all of its tokens; safe in any thread, in any order.
@@ -80,7 +107,7 @@ class LayerWork:
             weights: Its matrices, by their names in transformers.
         """
         positions = self.positions[expert]
-        self._rows_SD[positions] = self.product(self.hidden_TD, positions, weights)
+        self.rows_SD[positions] = self.product(self.hidden_TD, positions, weights)
 
     def product(
         self, hidden_TD: Tensor, positions: Positions, weights: Mapping[str, Tensor]
@@ -92,21 +119,21 @@ class LayerWork:
             positions: Of the expert, likewise.
             weights: Its matrices.
         """
-        inputs = hidden_TD if isinstance(positions, slice) else hidden_TD[positions // self._top_k]
+        inputs = hidden_TD if isinstance(positions, slice) else hidden_TD[positions // self.top_k]
         return _gated_product(self._module, inputs, weights)
 
     def take(self, expert: int, rows_SD: Tensor) -> None:
         """Take in the products of an expert that were computed elsewhere."""
         positions = self.positions[expert]
-        self._rows_SD[positions] = rows_SD[positions]
+        self.rows_SD[positions] = rows_SD[positions]
 
     def merge(self) -> Tensor:
         """Weight the products and add them in router order, in float32."""
-        width = self._rows_SD.shape[-1]
-        rows_TKD = self._rows_SD.view(-1, self._top_k, width).float()
+        rows_SD = self.rows_SD
+        rows_TKD = rows_SD.view(-1, self.top_k, rows_SD.shape[-1]).float()
         weighted_TKD = rows_TKD * self.gates_TK.float().unsqueeze(-1)
         total_TD = weighted_TKD[:, 0].clone()
-        for rank in range(1, self._top_k):
+        for rank in range(1, self.top_k):
             total_TD += weighted_TKD[:, rank]
         return total_TD.to(self.hidden_TD.dtype)
 
@@ -126,7 +153,7 @@ Serve = Callable[[int, LayerWork], Tensor]
 """Has a MoE layer's work done, given the layer's number, and returns its merged result."""
 
 
-Read = Callable[[Tensor], list[int]]
+Read = Callable[[Tensor], NDArray[np.int64]]
 """Brings numbers of the device to the host."""
 
 
@@ -145,7 +172,8 @@ def attach(model: Model, parts: MoeParts, serve: Serve, read: Read) -> Callable[
 
 def _offloaded(module: Module, hidden_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
     serve, read, number = module.moesim_serve
-    choices = read(ids_TK.reshape(-1))
+    chosen = read(ids_TK.reshape(-1))
+    choices = chosen.tolist() if len(ids_TK) == 1 else chosen
     result: Tensor = serve(number, LayerWork(module, hidden_TD, ids_TK, gates_TK, choices))
     return result
 

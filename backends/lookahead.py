@@ -3,7 +3,6 @@
 The same numbers as the recorder's ``look_in`` signal, but layer by layer, in time for a policy.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +33,12 @@ class LookAhead:
             )
         self._parts = parts
         self._horizons = horizons
+        device = next(parts.layers[0].router.parameters()).device
+        self._bias_LE = (
+            None
+            if parts.selection is None or parts.selection.bias_LE is None
+            else torch.tensor(parts.selection.bias_LE, device=device)
+        )
         self._residual_TD: list[Tensor | None] = [None] * len(parts.layers)
         self._handles = [
             layer.norm.register_forward_pre_hook(self._keep(number))
@@ -46,29 +51,24 @@ class LookAhead:
         for handle in self._handles:
             handle.remove()
 
-    def tensors(self) -> list[Tensor | None]:
-        """Return the residuals last seen, by layer; graphs write theirs into the same tensors."""
-        return [*self._residual_TD]
-
-    def look_at(self, residual_TD: Sequence[Tensor | None]) -> None:
-        """Look at these from now on: what a graph writes, no hook sees."""
-        self._residual_TD = [*residual_TD]
-
-    def best(self, layer: int) -> list[list[list[int]]]:
-        """Return the 2k best experts of each horizon for each token: [T][H][M], best first."""
+    def ids(self, layer: int) -> Tensor:
+        """Return the 2k best experts of each horizon for each token: [T, H, M], best first."""
         parts = self._parts
         kept = min(2 * parts.top_k, parts.experts)
-        bias_LE = None if parts.selection is None else parts.selection.bias_LE
         residual_TD = self._residual_TD[layer]
         assert residual_TD is not None
         ids = []
         for ahead in range(1, self._horizons + 1):
             number = (layer + ahead) % len(parts.layers)
             rank_TE = self._probabilities(residual_TD, parts.layers[number])
-            if bias_LE is not None:
-                rank_TE = rank_TE + torch.tensor(bias_LE[number], device=rank_TE.device)
+            if self._bias_LE is not None:
+                rank_TE = rank_TE + self._bias_LE[number]
             ids.append(rank_TE.topk(kept, dim=-1).indices)
-        best: list[list[list[int]]] = torch.stack(ids, dim=1).tolist()
+        return torch.stack(ids, dim=1)
+
+    def best(self, layer: int) -> list[list[list[int]]]:
+        """Return the same where the host reads it."""
+        best: list[list[list[int]]] = self.ids(layer).tolist()
         return best
 
     def _probabilities(self, residual_TD: Tensor, target: MoeLayer) -> Tensor:

@@ -1,6 +1,7 @@
 """Turns forward passes of a live model into the facts of a run, and has its experts computed.
 
-One forward pass is one step and batch is 1, as in the recorder.
+One forward pass is one step, of whichever requests the controller put together: prompts, pieces of
+prompts and single tokens side by side, so that it sees one union of experts in each layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +14,18 @@ import torch
 import transformers
 from torch import Tensor
 
-from moesim.backends.base import RealDriver
+from moesim.backends.base import Decoder, RealDriver
 from moesim.backends.controllers import GATES, LOOK_IN
-from moesim.backends.experts import LayerWork, attach
+from moesim.backends.experts import Chosen, LayerWork, attach
 from moesim.backends.forcing import ForcedRoutes
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.lookahead import LookAhead
 from moesim.backends.models import Model
 from moesim.backends.next_token import choose_token, end_tokens
-from moesim.backends.served import Look, Route, Served
+from moesim.backends.packed import Share, forward_packed
+from moesim.backends.served import Look, Route, Served, keep_step
 from moesim.backends.store import ExpertStore
-from moesim.simulator.errors import CapabilityError
+from moesim.simulator.choices import choices_by_layer
 from moesim.simulator.ledger import RequestTimes
 from moesim.simulator.messages import (
     Fact,
@@ -34,6 +36,7 @@ from moesim.simulator.messages import (
     StepBegan,
     StepEnded,
 )
+from moesim.simulator.serving.arrivals import Arrivals, Users
 from moesim.simulator.terms import Phase
 from moesim.traces import RoutingTrace
 
@@ -41,7 +44,7 @@ Driver = RealDriver[LayerWork]
 
 
 class Server:
-    """Serves requests one after another; leaving it takes off the model what it put on.
+    """Serves requests as the controller batches them; leaving it takes its hooks off the model.
 
     Args:
         model: Whose experts the store took.
@@ -78,14 +81,20 @@ class Server:
         self._looks: list[Look] = []
         self._forced: ForcedRoutes | None = None
         self._look_ahead: LookAhead | None = None
-        self._decoder: Any = None
-        self._captured: list[Tensor | None] = []  # residuals that the decoder writes
+        self._decoder: Decoder | None = None
+        self._arrivals: Arrivals = Users(1, 0)
+        self._began_ns = 0
         with ExitStack() as on_model:
             if routes is not None:
                 self._forced = ForcedRoutes(store.parts, routes)
                 on_model.callback(self._forced.remove)
             if LOOK_IN in needs:
-                self._look_ahead = LookAhead(store.parts, horizons)
+                forced = self._forced
+                self._look_ahead = (
+                    LookAhead(store.parts, horizons)
+                    if forced is None
+                    else forced.look_ahead(horizons)
+                )
                 on_model.callback(self._look_ahead.remove)
             self._on_model = on_model.pop_all()
 
@@ -107,84 +116,128 @@ class Server:
         requests: Sequence[Request],
         sampling: Sampling,
         budget_bytes: int,
+        arrivals: Arrivals,
+        *,
+        batch: int,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
-        """Serve the requests as the controller forms steps of them."""
+        """Serve the requests as the controller forms steps of them.
+
+        Args:
+            requests: In order of arrival.
+            sampling: How tokens are chosen.
+            budget_bytes: Room for experts.
+            arrivals: When each comes.
+            batch: The most that run together.
+            on_step: Told after each forward pass how many tokens went through.
+        """
         driver = self._driver
         self.served = [
             Served(request, np.random.default_rng([sampling.seed, number]))
             for number, request in enumerate(requests)
         ]
         longest = max(len(each.prompt) + each.new_tokens(sampling) for each in requests)
-        self._decoder = driver.decoder(self._model, longest)
-        if self._look_ahead is not None:
-            self._captured = self._look_ahead.tensors()
+        look = None if self._look_ahead is None else self._look_ahead.ids
+        self._decoder = driver.decoder(self._model, longest, look, batch)
         self._attach()
         ends = frozenset() if sampling.ignore_eos else end_tokens(self._model)
-        driver.begin_run(budget_bytes, self._arrival(0))
+        self._arrivals, self._began_ns = arrivals, driver.clock_ns()
+        driver.begin_run(budget_bytes, self._arrive())
         while True:
             driver.await_form()
-            if driver.form is None:
+            if driver.form is not None:
+                tokens = self._serve_step(driver.form, sampling, ends)
+                if on_step is not None:
+                    on_step(tokens)
+            elif arrivals.next_ns is not None:
+                driver.wait_until(self._is_somebody_there)
+                driver.tell(self._arrive())
+            else:
                 return
-            number = _only_request(driver.form)
-            tokens = len(self.served[number].fed)
-            self._serve_step(number, sampling, ends)
-            if on_step is not None:
-                on_step(tokens)
 
-    def _serve_step(self, number: int, sampling: Sampling, ends: frozenset[int]) -> None:
-        """Run one forward pass of one request and report what it was."""
-        driver, one = self._driver, self.served[number]
-        times = driver.timings.requests[number]
-        if one.cache is None:
-            one.cache = self._new_cache()
-            times.began_ns = driver.clock_ns()
+    def _serve_step(self, form: FormStep, sampling: Sampling, ends: frozenset[int]) -> int:
+        """Run one forward pass and report what it was; return how many tokens went through."""
+        driver = self._driver
+        together = [self.served[number] for number in form.requests]
+        for number, one, chunk in zip(form.requests, together, form.prompt_chunks, strict=True):
+            one.feed(chunk)
+            if one.cache is None:
+                one.cache = self._new_cache()
+                driver.timings.requests[number].began_ns = driver.clock_ns()
         self._step += 1
         self._routes, self._looks = [], []
-        phase = Phase.PREFILL if one.position == 0 else Phase.DECODE
+        phases = tuple(one.phase for one in together)
+        gives = tuple(one.gives_token for one in together)
         if self._forced is not None:
-            self._forced.begin(number, one.position, len(one.fed))
-        driver.begin_step(StepBegan(self._step, (number,), (phase,), {}))
-        logits = self._forward(one, phase)
-        driver.settle()
-        token = self._next_token(one, logits, sampling)
-        times.token_ends_ns.append(driver.clock_ns())
-        times.has_first_token |= phase is Phase.PREFILL
-        one.keep_step(self._routes, self._looks)
-        one.position += len(one.fed)
-        one.tokens.append(token)
-        one.fed = [token]
-        is_full = len(one.tokens) == one.request.new_tokens(sampling)
+            self._forced.begin(
+                [
+                    (number, one.position, len(one.fed))
+                    for number, one in zip(form.requests, together, strict=True)
+                ]
+            )
+        driver.begin_step(StepBegan(self._step, form.requests, phases, {}))
+        logits_RV, best = self._forward(together)
+        for at, one in enumerate(together):
+            if gives[at]:
+                one.tokens.append(self._next_token(one, logits_RV[at], best and best[at], sampling))
+        now_ns = driver.clock_ns()
+        tokens = sum(len(one.fed) for one in together)
+        keep_step(together, self._routes, self._looks)
         then: list[Fact] = []
-        if is_full or (one.request.forced is None and token in ends):
-            one.cache = None
-            then = [RequestEnded(number), *self._arrival(number + 1)]
-        driver.end_step(StepEnded(self._step, (1,)), then)
+        for at, (number, one) in enumerate(zip(form.requests, together, strict=True)):
+            if not gives[at]:
+                continue
+            times = driver.timings.requests[number]
+            times.token_ends_ns.append(now_ns)
+            times.has_first_token = True
+            is_full = len(one.tokens) == one.request.new_tokens(sampling)
+            if is_full or (one.request.forced is None and one.tokens[-1] in ends):
+                self._let_go(one)
+                self._arrivals.ended(now_ns - self._began_ns)
+                then += [RequestEnded(number), *self._arrive()]
+        driver.end_step(StepEnded(self._step, tuple(map(int, gives))), then)
+        return tokens
 
     def _new_cache(self) -> Any:  # noqa: ANN401  a cache of transformers
         if self._decoder is None:
             return transformers.DynamicCache(config=self._model.config)
-        self._decoder.cache.reset()
-        return self._decoder.cache
+        return self._decoder.open()
 
-    def _forward(self, one: Served, phase: Phase) -> Tensor:
-        """Feed what is to be fed, and return the logits of its last position."""
-        if self._decoder is not None and phase is Phase.DECODE:
-            if self._look_ahead is not None:
-                self._look_ahead.look_at(self._captured)
-            step = self._decoder.step
-            after: Tensor = step(one.fed[0], self._compute_layer, self._driver.settle)
-            return after
-        ids = _token_ids(one.fed, next(self._model.parameters()).device)
-        out = self._model(ids, past_key_values=one.cache, use_cache=True, logits_to_keep=1)
-        logits: Tensor = out.logits
-        return logits[0, -1]
+    def _let_go(self, one: Served) -> None:
+        if self._decoder is not None:
+            self._decoder.close(one.cache)
+        one.cache = None
 
-    def _next_token(self, one: Served, logits: Tensor, sampling: Sampling) -> int:
+    def _forward(self, together: Sequence[Served]) -> tuple[Tensor, Sequence[int] | None]:
+        """Return the logits [R, V] after each request's last token, computed, and the best ones.
+
+        The most probable tokens are there where what computed the logits found them too.
+        """
+        decoder, driver = self._decoder, self._driver
+        if decoder is not None and all(one.phase is Phase.DECODE for one in together):
+            fed = [(one.cache, one.fed[0]) for one in together]
+            return decoder.step(fed, self._compute_captured, driver.wait_until)
+        if len(together) == 1:
+            (one,) = together
+            ids = _token_ids(one.fed, next(self._model.parameters()).device)
+            out = self._model(ids, past_key_values=one.cache, use_cache=True, logits_to_keep=1)
+            logits_RV = out.logits[:, -1]
+        else:
+            shares = [Share(one.cache, one.position, one.fed) for one in together]
+            logits_RV = forward_packed(self._model, shares)
+        driver.settle()
+        return logits_RV, None
+
+    def _next_token(
+        self, one: Served, logits_V: Tensor, best: int | None, sampling: Sampling
+    ) -> int:
         if self._keeps_logits:
-            one.logits.append(logits.clone())
-        own = choose_token(logits, sampling.temperature, one.rng)
-        return own if one.request.forced is None else one.request.forced[len(one.tokens)]
+            one.logits.append(logits_V.clone())
+        if one.request.forced is not None:
+            return one.request.forced[len(one.tokens)]
+        if best is not None and sampling.temperature == 0:
+            return best
+        return choose_token(logits_V, sampling.temperature, one.rng)
 
     def _attach(self) -> None:
         self._on_model.callback(
@@ -193,31 +246,52 @@ class Server:
 
     def _serve_layer(self, layer: int, work: LayerWork) -> Tensor:
         """Have one MoE layer's experts computed and added up."""
-        self._compute_layer(layer, work)
-        return work.merge()
+        look = None if self._look_ahead is None else self._look_ahead.best(layer)
+        self._compute_layer(layer, work, work.choices, work.gates_TK, look)
+        merged: Tensor = self._driver.merge(work)
+        return merged
 
-    def _compute_layer(self, layer: int, work: LayerWork) -> None:
+    def _compute_captured(self, layer: int, work: LayerWork, seen: Any) -> None:  # noqa: ANN401  the decoder's
+        """Have the experts of a layer of a captured step computed."""
+        self._compute_layer(layer, work, seen.choices, seen.gates_TK, seen.look)
+
+    def _compute_layer(
+        self, layer: int, work: LayerWork, choices: Chosen, gates_TK: Tensor, look: Look | None
+    ) -> None:
         """Have one MoE layer's experts computed: report the choice, obey, wait."""
-        first = layer * self._parts.experts
-        choices = [first + expert for expert in work.choices]
-        gates = work.gates_TK.half().flatten().tolist() if self._reads_gates else []
+        gates = gates_TK.half().flatten().tolist() if self._reads_gates else []
         signals = {}
-        if self._look_ahead is not None:
-            signals[LOOK_IN] = self._look_ahead.best(layer)
-            self._looks.append(signals[LOOK_IN])
-        self._driver.run_layer(LayerRouted(self._step, layer, choices, gates, signals), work)
+        if look is not None:
+            signals[LOOK_IN] = look
+            self._looks.append(look)
+        experts = _numbered(choices, layer, self._parts.experts)
+        self._driver.run_layer(LayerRouted(self._step, layer, experts, gates, signals), work)
         self._driver.await_results()
-        self._routes.append((work.choices, work.gates_TK))
+        self._routes.append((choices, gates_TK))
 
-    def _arrival(self, number: int) -> list[Fact]:
-        """Return the arrival of the next request: a user who asks again once answered."""
-        if number >= len(self.served):
-            return []
-        request = self.served[number].request
-        prompt = len(request.prompt)
-        times = RequestTimes(number, self._driver.clock_ns(), -1, prompt)
-        self._driver.timings.requests.append(times)
-        return [RequestArrived(number, prompt, request.task)]
+    def _is_somebody_there(self) -> bool:
+        at_ns = self._arrivals.next_ns
+        return at_ns is not None and at_ns <= self._driver.clock_ns() - self._began_ns
+
+    def _arrive(self) -> list[Fact]:
+        """Return the facts of the requests that have arrived."""
+        facts: list[Fact] = []
+        for number, at_ns in self._arrivals.take(self._driver.clock_ns() - self._began_ns):
+            request = self.served[number].request
+            prompt = len(request.prompt)
+            times = RequestTimes(number, self._began_ns + at_ns, -1, prompt)
+            self._driver.timings.requests.append(times)
+            facts.append(RequestArrived(number, prompt, request.task))
+        return facts
+
+
+def _numbered(choices: Chosen, layer: int, experts: int) -> Sequence[int]:
+    """Return a layer's choices, numbered over all layers."""
+    first = layer * experts
+    if isinstance(choices, list):
+        return [first + expert for expert in choices]
+    ids_NLK = (choices + first).astype(np.int32).reshape(-1, 1, 1)
+    return choices_by_layer(ids_NLK, first + experts)[0]
 
 
 def _token_ids(tokens: Sequence[int], device: torch.device) -> Tensor:
@@ -226,16 +300,3 @@ def _token_ids(tokens: Sequence[int], device: torch.device) -> Tensor:
         return torch.full((1, 1), tokens[0], dtype=torch.long, device=device)
     return torch.tensor([tokens], device=device)
 
-
-def _only_request(form: FormStep) -> int:
-    """Return the one request of a step.
-
-    Raises:
-        CapabilityError: There are several, or a prompt is to be cut.
-    """
-    if len(form.requests) != 1 or form.prompt_chunks != (None,):
-        raise CapabilityError(
-            f"a step of requests {form.requests} in chunks {form.prompt_chunks}: an execution "
-            "serves one request at a time and its prompt as a whole"
-        )
-    return form.requests[0]

@@ -9,38 +9,36 @@ from typing import Any
 import torch
 import typer
 
-from moesim.backends.budget import expert_budget_bytes, kv_bytes_per_token
+from moesim.backends.batches import arrivals_for, batched
 from moesim.backends.controllers import Deciding, UnknownCosts
 from moesim.backends.drivers.cuda.driver import CudaDriver
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.execution import Execution, MakeDriver, execute
-from moesim.backends.experts import RESIDENT
 from moesim.backends.forcing import requests_of
 from moesim.backends.generation import Request, Sampling
-from moesim.backends.loading import Checkpoint, choose_device, load_checkpoint
-from moesim.backends.models import Model
+from moesim.backends.loading import Checkpoint, choose_device
+from moesim.backends.opening import Opened, open_model
 from moesim.backends.prompts import read_prompts
-from moesim.backends.served import parameter_bytes
 from moesim.backends.store import ExpertStore
 from moesim.backends.wishes import Wishes
 from moesim.hardware_profiles import load as load_hardware
 from moesim.hardware_profiles import load_runtime
 from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator import registry
 from moesim.simulator.commands.policies import Choice, choose_policies
 from moesim.simulator.costs import CostModel
-from moesim.simulator.errors import OutOfMemoryError
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.models.cost_shape import CostShape
 from moesim.simulator.policies.base import Costs
 from moesim.simulator.progress import progress
 from moesim.simulator.results import latency_fields, token_times, write_text
+from moesim.simulator.serving.setup import batching_of
 from moesim.traces import RoutingTrace, load, write
 
 DRIVERS: Mapping[str, MakeDriver] = {
     "cpu": ThreadsDriver,
-    "cuda": CudaDriver,
-    "cuda-graphs": GraphDriver,
+    "cuda": GraphDriver,
+    "cuda-eager": CudaDriver,
 }
 
 
@@ -57,48 +55,44 @@ def serve(wishes: Wishes) -> None:
     if routes is not None and wishes.max_prompts is not None:
         routes = routes.head(requests=wishes.max_prompts)
     torch.set_num_threads(wishes.threads or max(1, (os.cpu_count() or 1) // 2))
-    checkpoint = load_checkpoint(wishes.model, torch.device("cpu"), runs_on=device)
-    requests = _requests(wishes, checkpoint, routes)
+    opened = open_model(wishes.source, device)
+    model: Any = opened.checkpoint.model
+    requests = _requests(wishes, opened.checkpoint, routes)
     sampling = Sampling(
         new_tokens=wishes.new_tokens,
         temperature=wishes.temperature,
         seed=wishes.seed,
         ignore_eos=wishes.ignore_eos,
     )
-    deciding, store = _decide(wishes, chosen, checkpoint, requests, sampling)
-    _move(checkpoint.model, device)
+    longest = max(len(request.prompt) + request.new_tokens(sampling) for request in requests)
+    policies = batched(chosen.policies, wishes.batch, wishes.chunk)
+    batching = batching_of(registry.parse("schedule", policies["schedule"]))
+    deciding = Deciding(
+        policies=policies,
+        budget_bytes=opened.budget_bytes(MemorySpec(*wishes.memory), longest, *batching),
+        system=chosen.system,
+        seed=wishes.seed,
+        costs=_costs(wishes, chosen, opened),
+        profile_trace=None if wishes.profile_trace is None else load(wishes.profile_trace),
+    )
     total = sum(len(request.prompt) + request.new_tokens(sampling) - 1 for request in requests)
     with progress("generating", total, "tokens") as on_step:
         done = execute(
-            checkpoint.model,
-            store,
+            model,
+            opened.store,
             requests,
             deciding,
             sampling,
             routes=routes,
             horizons=wishes.horizons,
-            name=checkpoint.name,
+            name=opened.checkpoint.name,
             make_driver=DRIVERS[wishes.backend],
+            arrivals=arrivals_for(policies, len(requests)),
             on_step=on_step,
         )
     if wishes.output is not None:
         write(done.trace, wishes.output)
-    _print(wishes, checkpoint, deciding, store, done)
-
-
-def _move(model: Model, device: torch.device) -> None:
-    """Bring what is not an expert to the device.
-
-    Raises:
-        OutOfMemoryError: It does not fit.
-    """
-    try:
-        model.to(device)
-    except torch.OutOfMemoryError:
-        raise OutOfMemoryError(
-            f"{format_bytes(parameter_bytes(model))} of weights beside the experts do not fit into"
-            f" the memory of {device}; take a smaller model or another GPU"
-        ) from None
+    _print(wishes, opened.checkpoint, deciding, opened.store, done)
 
 
 def _requests(wishes: Wishes, checkpoint: Checkpoint, routes: RoutingTrace | None) -> list[Request]:
@@ -111,46 +105,11 @@ def _requests(wishes: Wishes, checkpoint: Checkpoint, routes: RoutingTrace | Non
     ]
 
 
-def _decide(
-    wishes: Wishes,
-    chosen: Choice,
-    checkpoint: Checkpoint,
-    requests: list[Request],
-    sampling: Sampling,
-) -> tuple[Deciding, ExpertStore]:
-    """Take the experts off the model and say what they get and who decides."""
-    model: Any = checkpoint.model
-    model.set_experts_implementation(RESIDENT)
-    kv_per_token = kv_bytes_per_token(model)
-    store = ExpertStore.take_from(model, pin=wishes.backend != "cpu")
-    longest = max(len(request.prompt) + request.new_tokens(sampling) for request in requests)
-    dense = parameter_bytes(model)
-    budget = expert_budget_bytes(
-        MemorySpec(*wishes.memory), store, dense_bytes=dense, kv_bytes=kv_per_token * longest
-    )
-    deciding = Deciding(
-        policies=chosen.policies,
-        budget_bytes=budget,
-        system=chosen.system,
-        seed=wishes.seed,
-        costs=_costs(wishes, chosen, store, dense),
-        profile_trace=None if wishes.profile_trace is None else load(wishes.profile_trace),
-    )
-    return deciding, store
-
-
-def _costs(wishes: Wishes, chosen: Choice, store: ExpertStore, dense_bytes: int) -> Costs:
+def _costs(wishes: Wishes, chosen: Choice, opened: Opened) -> Costs:
     if wishes.hardware is None:
         return UnknownCosts()
-    layers = len(store.sizes_L)
-    shape = CostShape.from_bytes(
-        store.sizes_L,
-        [dense_bytes // layers] * layers,
-        experts=store.parts.experts,
-        top_k=store.parts.top_k,
-        bits_per_weight=8 * store.layouts[0].matrices[0].dtype.itemsize,
-    )
-    return CostModel(load_hardware(wishes.hardware), load_runtime(chosen.runtime), shape)
+    machine, runtime = load_hardware(wishes.hardware), load_runtime(chosen.runtime)
+    return CostModel(machine, runtime, opened.costs_of)
 
 
 def _print(
@@ -168,8 +127,10 @@ def _print(
         **{str(axis): text for axis, text in deciding.policies.items()},
         "backend": wishes.backend,
         "threads": torch.get_num_threads(),
+        "requests": len(done.tokens),
         "expert_budget_bytes": deciding.budget_bytes,
         "expert_bytes_total": store.total_bytes,
+        "host_bytes_for_experts": store.held_bytes,
         **latencies,
         **counts.as_dict(),
         "bytes_total": counts.bytes_total,

@@ -52,7 +52,13 @@ CPU_EXPERTS: Mapping[Axis, str] = {
     "prefetch": "transition_table:fit=online",
     "schedule": "cpu_on_miss",
 }
-CPU_TOLERANCE = 1e-4
+ALL_FIT: Mapping[Axis, str] = {
+    "cache": "lru",
+    "prefetch": "none",
+    "schedule": "resident_first",
+}
+TOLERANCE = 1e-4
+"""Of the largest logit, in float32, where other kernels computed."""
 
 
 def tiny_model() -> Model:
@@ -79,8 +85,9 @@ def check_backend(
 ) -> None:
     """Run a driver through systems that use all of it, and compare with the resident model.
 
-    Text and logits must be those of the same kernels with every expert resident, bit by bit; the
-    fact log must be answered alike by a fresh controller; the books must balance.
+    Text and logits must be those of the same driver with room for every expert, bit by bit, and
+    those close to the logits of the model with its experts in place; the fact log must be answered
+    alike by a fresh controller; the books must balance.
 
     Args:
         make_driver: Makes the driver under test.
@@ -92,8 +99,13 @@ def check_backend(
         AssertionError: One line that says which system, and what differs first.
     """
     model = tiny_model().to(device)
-    expected = resident_logits(model, PROMPTS, NEW_TOKENS)
+    in_place = resident_logits(model, PROMPTS, NEW_TOKENS)
     store = ExpertStore.take_from(model, pin=device.type == "cuda")
+    everything = store.parts.experts * len(store.sizes_L)
+    done, _ = _run(model, store, ALL_FIT, everything, make_driver)
+    assert done.logits is not None
+    expected = done.logits
+    _check_close("all fit", expected, in_place)
     for name, (policies, slots) in SYSTEMS.items():
         done, deciding = _run(model, store, policies, slots, make_driver)
         assert done.logits is not None
@@ -105,10 +117,7 @@ def check_backend(
         done, deciding = _run(model, store, CPU_EXPERTS, LARGE_SLOTS, make_driver)
         assert done.counts.cpu_experts > 0, "CPU experts: none ran"
         assert done.logits is not None
-        for ours, theirs in zip(done.logits, expected, strict=True):
-            for a, b in zip(ours, theirs, strict=True):
-                error = float((a - b).abs().max() / b.abs().max())
-                assert error <= CPU_TOLERANCE, f"CPU experts: logits differ by {error:.2e}"
+        _check_close("CPU experts", done.logits, expected)
         _check_log("CPU experts", done, deciding, store)
 
 
@@ -173,6 +182,15 @@ def _run(
         make_driver=make_driver,
     )
     return done, deciding
+
+
+def _check_close(
+    name: str, ours: Sequence[Sequence[torch.Tensor]], theirs: Sequence[Sequence[torch.Tensor]]
+) -> None:
+    for mine, yours in zip(ours, theirs, strict=True):
+        for a, b in zip(mine, yours, strict=True):
+            error = float((a - b).abs().max() / b.abs().max())
+            assert error <= TOLERANCE, f"{name}: logits differ by {error:.2e}"
 
 
 def _check_log(name: str, done: Execution, deciding: Deciding, store: ExpertStore) -> None:

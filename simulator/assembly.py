@@ -3,7 +3,7 @@
 Simulator and backend build theirs here, so that what decides is the same, built in the same way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,64 @@ import numpy as np
 from moesim.simulator import registry
 from moesim.simulator.controller import Controller
 from moesim.simulator.foresight import RecordedFuture, popularity, transitions
-from moesim.simulator.policies.base import Costs, RunInfo
+from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs, RunInfo
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.traces import RoutingTrace
+
+
+def build_policies(
+    policies: Mapping[Axis, PolicySpec],
+    *,
+    experts: int,
+    top_k: int,
+    sizes_L: Sequence[int],
+    budget_bytes: int,
+    costs: Costs,
+    seed: int = 0,
+    profile_trace: RoutingTrace | None = None,
+    future: RecordedFuture | None = None,
+    kv_bytes: int = UNLIMITED_BYTES,
+    axes: Collection[Axis] = tuple(registry.AXES),
+) -> tuple[dict[Axis, RunInfo], dict[Axis, Any]]:
+    """Return what each policy is told, and fresh policies.
+
+    Args:
+        policies: One of each axis.
+        experts: As for `assemble`.
+        top_k: As for `assemble`.
+        sizes_L: As for `assemble`.
+        budget_bytes: As for `assemble`.
+        costs: As for `assemble`.
+        seed: As for `assemble`.
+        profile_trace: As for `assemble`.
+        future: As for `assemble`.
+        kv_bytes: As for `assemble`.
+        axes: Those of which a policy is built; which they are changes nothing for the others.
+    """
+    streams = np.random.SeedSequence(seed).spawn(len(registry.AXES))
+    runs: dict[Axis, RunInfo] = {}
+    built: dict[Axis, Any] = {}
+    for axis, stream in zip(registry.AXES, streams, strict=True):
+        if axis not in axes:
+            continue
+        needs = policies[axis].needs
+        counted = profile_trace if needs & {"profile", "transitions"} else None
+        runs[axis] = RunInfo(
+            layers=len(sizes_L),
+            experts=experts,
+            top_k=top_k,
+            expert_bytes_L=tuple(sizes_L),
+            budget_bytes=budget_bytes,
+            costs=costs,
+            rng=np.random.default_rng(stream),
+            popularity_LE=popularity(counted) if counted and "profile" in needs else None,
+            follows_LEE=transitions(counted) if counted and "transitions" in needs else None,
+            future=future if "future" in needs else None,
+            profile_trace=counted if "profile" in needs else None,
+            kv_bytes=kv_bytes,
+        )
+        built[axis] = policies[axis].build(runs[axis])
+    return runs, built
 
 
 def assemble(
@@ -28,6 +83,7 @@ def assemble(
     seed: int = 0,
     profile_trace: RoutingTrace | None = None,
     future: RecordedFuture | None = None,
+    kv_bytes: int = UNLIMITED_BYTES,
     keep_log: bool = False,
 ) -> Controller:
     """Return a fresh controller; that the run can grant what the policies need was checked before.
@@ -43,28 +99,21 @@ def assemble(
         seed: Of the policies' random streams, one for each axis.
         profile_trace: Another recording of the same model, for offline-profiled policies.
         future: The demands to come, for those that may see them.
+        kv_bytes: Room for the KV caches of all requests together.
         keep_log: Whether the controller keeps every call.
     """
-    streams = np.random.SeedSequence(seed).spawn(len(registry.AXES))
-    runs: dict[Axis, RunInfo] = {}
-    built: dict[Axis, Any] = {}
-    for axis, stream in zip(registry.AXES, streams, strict=True):
-        needs = policies[axis].needs
-        counted = profile_trace if needs & {"profile", "transitions"} else None
-        runs[axis] = RunInfo(
-            layers=len(sizes_L),
-            experts=experts,
-            top_k=top_k,
-            expert_bytes_L=tuple(sizes_L),
-            budget_bytes=budget_bytes,
-            costs=costs,
-            rng=np.random.default_rng(stream),
-            popularity_LE=popularity(counted) if counted and "profile" in needs else None,
-            follows_LEE=transitions(counted) if counted and "transitions" in needs else None,
-            future=future if "future" in needs else None,
-            profile_trace=counted if "profile" in needs else None,
-        )
-        built[axis] = policies[axis].build(runs[axis])
+    runs, built = build_policies(
+        policies,
+        experts=experts,
+        top_k=top_k,
+        sizes_L=sizes_L,
+        budget_bytes=budget_bytes,
+        costs=costs,
+        seed=seed,
+        profile_trace=profile_trace,
+        future=future,
+        kv_bytes=kv_bytes,
+    )
     return Controller(
         runs["cache"],
         built["cache"],

@@ -1,7 +1,8 @@
 """What no policy can beat.
 
 A bound holds for every policy with the same means (``Actions``), under the contract of design 4.1,
-that serves the recorded demands without loss, requests one after another. It takes the bytes that
+that serves the recorded demands, requests one after another; if it may lose choices, experts cost
+nothing, and the bound is of all else. It takes the bytes that
 must move (``must_move``) and the time of steps that move them (``floors``).
 
 The bound on TPOT is over the decode steps alone. Without prefetch every copy of a decode step is
@@ -13,6 +14,7 @@ holds whatever serves it best. Copies that this leaves are handed over, and done
 
 from array import array
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -25,17 +27,21 @@ from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import FormStep
 from moesim.simulator.must_move import Uses, must_move_bytes
 from moesim.simulator.terms import Phase
+from moesim.traces import RoutingTrace
 
-__all__ = ["Actions", "Bounds", "bounds"]
+__all__ = ["Actions", "Bounds", "bounds", "known_bounds"]
 
 # N uses: one for each distinct expert of each event; L MoE layers.
 
-BytesKind = Literal["belady_bypass", "fractional", "none"]
+BytesKind = Literal["belady_bypass", "fractional", "none", "lossy"]
+
+_BOUNDS_KEPT = 64
 
 NOTES: dict[BytesKind, tuple[str, ...]] = {
     "belady_bypass": (),
     "fractional": ("experts differ in size, so the bounds let shares of them stay in the cache",),
     "none": ("the bounds let the CPU compute every miss, so that no byte must move",),
+    "lossy": ("the bounds let every choice go elsewhere or nowhere, so that experts are free",),
 }
 
 
@@ -47,11 +53,18 @@ class Actions:
         prefetch: Copies may begin before they are demanded.
         cpu_experts: The CPU may compute experts.
         initial: Experts may be placed before time zero.
+        lossy: Choices of the router may be rerouted or skipped.
     """
 
     prefetch: bool = False
     cpu_experts: bool = False
     initial: bool = False
+    lossy: bool = False
+
+    @property
+    def must_copy(self) -> bool:
+        """Whether a demanded expert that is absent can only be copied."""
+        return not (self.cpu_experts or self.lossy)
 
     @classmethod
     def of(cls, counts: Counts) -> "Actions":
@@ -61,6 +74,7 @@ class Actions:
             prefetch=ahead_bytes > 0,
             cpu_experts=counts.cpu_experts > 0,
             initial=counts.bytes_initial > 0,
+            lossy=counts.rerouted + counts.skipped > 0,
         )
 
     def __str__(self) -> str:
@@ -68,6 +82,7 @@ class Actions:
             ("prefetch", self.prefetch),
             ("experts on the CPU", self.cpu_experts),
             ("experts placed before the start", self.initial),
+            ("choices rerouted or skipped", self.lossy),
         ]
         return ", ".join(name for name, allowed in means if allowed) or "demand copies alone"
 
@@ -80,7 +95,7 @@ class Bounds:
         bytes_min: Bytes that must be copied to the GPU.
         bytes_kind: ``belady_bypass``: the minimum for experts of one size in whole slots.
             ``fractional``: sizes differ, so any share of an expert may stay. ``none``: 0, since the
-            CPU may compute every miss.
+            CPU may compute every miss; ``lossy`` likewise, since choices may go elsewhere.
         gpu_floor_ns: Work of the GPU with every launch one run of hits.
         host_floor_ns: Work of the host with no decision time.
         link_floor_ns: Time of ``bytes_min`` on the host-to-device link.
@@ -127,12 +142,12 @@ def bounds(workload: Workload, costs: CostModel, budget_bytes: int, actions: Act
     largest = max(sizes)
     room_bytes = budget_bytes // largest * largest if len(sizes) == 1 else budget_bytes
     link = Link.of(costs)
-    demands = _Demands(workload, StepFloors(costs, cpu_experts=actions.cpu_experts))
+    demands = _Demands(workload, StepFloors(costs, cpu_experts=actions.cpu_experts, lossy=actions.lossy))
     uses = demands.uses(costs)
     kind: BytesKind = "belady_bypass" if len(sizes) == 1 else "fractional"
     bytes_min = must_move_bytes(uses, room_bytes, warm=actions.initial)
-    if actions.cpu_experts:
-        kind, bytes_min = "none", 0
+    if not actions.must_copy:
+        kind, bytes_min = "lossy" if actions.lossy else "none", 0
     floor, gaps = demands.floor, demands.gaps
     decode_ns = _decode_ns(demands, uses, link, room_bytes, actions)
     return Bounds(
@@ -151,6 +166,25 @@ def bounds(workload: Workload, costs: CostModel, budget_bytes: int, actions: Act
         link=link,
         decides_on_gpu=costs.decides_on != "host",
     )
+
+
+_known: dict[tuple[Hashable, ...], Bounds] = {}
+
+
+def known_bounds(
+    trace: RoutingTrace, costs: CostModel, budget_bytes: int, actions: Actions
+) -> Bounds:
+    """Return the `bounds` of a trace's requests one after another; equal questions are asked once.
+
+    Policies do not enter, so that a sweep over them computes one for each budget and machine.
+    """
+    machine = costs.profile.model_dump_json(), costs.runtime.model_dump_json(), repr(costs.shape)
+    key = (trace.content_hash(), *machine, budget_bytes, actions)
+    if key not in _known:
+        if len(_known) >= _BOUNDS_KEPT:
+            _known.clear()
+        _known[key] = bounds(Workload(trace), costs, budget_bytes, actions)
+    return _known[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +249,7 @@ def _decode_ns(demands: _Demands, uses: Uses, link: Link, room_bytes: int, actio
         total_ns = 0
         for window in demands.windows:
             moved_bytes = 0
-            if not actions.cpu_experts:
+            if actions.must_copy:
                 warm = actions.initial or window.uses.start > 0
                 moved_bytes = must_move_bytes(uses.window(window.uses), room_bytes, warm=warm)
             total_ns += window.floor.time_ns(link, moved_bytes, prefetch=True)
@@ -226,7 +260,7 @@ def _decode_ns(demands: _Demands, uses: Uses, link: Link, room_bytes: int, actio
         counts_N[window.uses] = True
         floor.add(window.floor)
     moved_bytes = 0
-    if not actions.cpu_experts:
+    if actions.must_copy:
         decode = replace(uses, counts_N=counts_N)
         moved_bytes = must_move_bytes(decode, room_bytes, warm=actions.initial)
     return floor.time_ns(link, moved_bytes, prefetch=False)

@@ -79,12 +79,12 @@ def main() -> None:
         typer.echo("moesim: interrupted", err=True)
         sys.exit(130)
     except Exception as error:
-        from moesim.simulator.errors import USER_ERRORS  # noqa: PLC0415  only when something failed
+        from moesim.simulator import errors  # noqa: PLC0415  only when something failed
 
-        if not isinstance(error, USER_ERRORS):
+        if not isinstance(error, errors.USER_ERRORS):
             raise
         typer.echo(f"moesim: {error}", err=True)
-        sys.exit(1)
+        sys.exit(3 if isinstance(error, errors.UnavailableError) else 1)
 
 
 if __name__ == "__main__":

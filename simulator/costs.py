@@ -5,7 +5,7 @@ the runtime's multiple, plus what does not shrink with the work. Copies take lat
 bandwidth. Nothing here knows a clock, a queue or a policy: contention is the engine's business.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, Self
 
@@ -20,6 +20,8 @@ from moesim.simulator.models.cost_shape import CostLayer, CostShape
 
 CopyKind = Literal["h2d", "d2h", "peer", "nvme"]
 
+LOOK_IN = "look_in_TLHM"
+"""The signal whose producer is charged to the layer that it is computed in."""
 _SECOND_NS = 10**9
 _WHOLE_PPM = 1_000_000
 _ACTIVATION_BYTES = 2
@@ -40,11 +42,20 @@ def to_ns(time_ns: float | Fraction) -> int:
 class CostModel:
     """Costs of one model on one machine under one runtime.
 
-    Plain host costs are attributes, all in integer ns: `launch_layer_ns`, `event_ns`, `sync_ns`
-    (from the router's end until the host has its choice), `poll_ns`.
+    Plain host costs are attributes, all in integer ns: `launch_layer_ns`, `launch_prompt_layer_ns`
+    (in a step with prompt tokens), `event_ns`, `sync_ns` (from the router's end until the host has
+    its choice), `poll_ns`.
+
+    Args:
+        profile: The machine.
+        runtime: What the software adds.
+        shape: The model.
+        looks_ahead: Whether each layer's residual is shown to later routers; see `LOOK_IN`.
 
     Attributes:
         slow_down_ppm: By how much kernels are longer while copies run; see `slowed_ns`.
+        run_while_copying_ns: What a run of experts takes on top then.
+        run_after_copy_ns: From a copy's end until a run that waits for it begins.
         pause_threshold_ns: A copy that begins after the link idled this long is `after_pause`.
         window_bytes: Default of the run's window of prefetches handed over.
         copies_block_host: The host waits for the end of each copy.
@@ -56,7 +67,14 @@ class CostModel:
         band: The widest relative band of all terms.
     """
 
-    def __init__(self, profile: HardwareProfile, runtime: RuntimeProfile, shape: CostShape) -> None:
+    def __init__(
+        self,
+        profile: HardwareProfile,
+        runtime: RuntimeProfile,
+        shape: CostShape,
+        *,
+        looks_ahead: bool = False,
+    ) -> None:
         self.profile = profile
         self.runtime = runtime
         self.shape = shape
@@ -65,6 +83,9 @@ class CostModel:
         self.sync_ns = runtime.wait.router.value
         self.poll_ns = runtime.wait.poll.value
         self.slow_down_ppm = profile.gpu.slow_down_while_copying.value
+        beside, after_copy = runtime.kernels.expert_while_copying, runtime.kernels.expert_after_copy
+        self.run_while_copying_ns = beside.value if beside else 0
+        self.run_after_copy_ns = after_copy.value if after_copy else 0
         self.pause_threshold_ns = profile.link.first_copy.after.value
         self.window_bytes = runtime.copying.window
         self.copies_block_host = runtime.copying.blocking
@@ -80,12 +101,24 @@ class CostModel:
         fp8 = gpu.fp8 if shape.weight_format == "fp8" else None
         self._weight_flop_ns = compute_ns / (fp8 or gpu.bf16).value
         self._dense_multiple = kernels.dense_multiple.value
-        self._dense_fixed_ns = kernels.dense_fixed.value
+        looking_ns = kernels.look_ahead.value if looks_ahead and kernels.look_ahead else 0
+        self._dense_fixed_ns = kernels.dense_fixed.value + looking_ns
         self._expert_multiple = kernels.expert_multiple.value
+        self._expert_compute_multiple = (
+            kernels.expert_compute_multiple or kernels.expert_multiple
+        ).value
         self._expert_fixed_ns = kernels.expert_fixed.value
+        self._attention_multiple = (kernels.attention_multiple or kernels.dense_multiple).value
+        self._qk_norm_ns = kernels.qk_norm.value if kernels.qk_norm else 0
+        self._kv_repeat_ns = kernels.kv_repeat.value if kernels.kv_repeat else 0
+        repeat = kernels.kv_repeat_multiple
+        self._kv_repeat_multiple = repeat.value if repeat else 0.0
         self._head_fixed_ns = kernels.head_fixed.value
-        self._launch_run_ns = runtime.launch.run.value + self.event_ns
-        self._launch_per_expert_ns = runtime.launch.per_expert.value
+        launch = runtime.launch
+        self.launch_prompt_layer_ns = (launch.prompt_layer or launch.layer).value
+        self._launch_run_ns = launch.run.value + self.event_ns
+        self._launch_per_expert_ns = launch.per_expert.value
+        self._launch_prompt_expert_ns = (launch.prompt_expert or launch.per_expert).value
 
         copying = runtime.copying
         self._copy_issue_ns = copying.pieces_per_expert * copying.issue.value + self.event_ns
@@ -93,12 +126,12 @@ class CostModel:
         self._decisions = {name: _row(row) for name, row in runtime.decisions.systems.items()}
 
         # Layers of one class (equal figures) share their memos.
-        attention: dict[CostLayer, dict[tuple[int, int, int], int]] = {}
+        attention: dict[CostLayer, dict[tuple[int, int, int, int], int]] = {}
         experts: dict[CostLayer, dict[int, int]] = {}
         self._attention_memos = [attention.setdefault(layer, {}) for layer in shape.layers]
         self._expert_memos = [experts.setdefault(layer, {}) for layer in shape.layers]
         self._copy_memo: dict[tuple[int, str, bool], int] = {}
-        self.terms = terms(profile, runtime, _typical(shape))
+        self.terms = terms(profile, runtime, _typical(shape), looks_ahead=looks_ahead)
         self.evidence: Kind = self.terms.evidence
         self.band = self.terms.band
 
@@ -130,6 +163,12 @@ class CostModel:
             head_bytes=head_bytes,
         )
         return cls(round_machine(**(machine or {})), round_runtime(**(runtime or {})), shape)
+
+    def with_signals(self, names: Container[str]) -> Self:
+        """Return the costs of a run in which these signals are produced."""
+        if LOOK_IN not in names:
+            return self
+        return type(self)(self.profile, self.runtime, self.shape, looks_ahead=True)
 
     def copy_ns(self, nbytes: int, kind: CopyKind = "h2d", *, after_pause: bool = False) -> int:
         """Return how long one copy occupies its engine.
@@ -174,25 +213,46 @@ class CostModel:
             )
         return route
 
-    def attention_ns(self, layer: int, tokens: int, context_tokens: int, requests: int = 1) -> int:
+    def attention_ns(
+        self,
+        layer: int,
+        tokens: int,
+        context_tokens: int,
+        requests: int = 1,
+        pairs: int | None = None,
+    ) -> int:
         """Return GPU time of all between the experts before MoE layer `layer` and its own router.
 
         Args:
             layer: Index of the MoE layer, not of the decoder layer.
             tokens: New tokens of the step, of all requests together.
             context_tokens: Positions attended to, new ones included, summed over the requests.
-            requests: How many requests the tokens belong to; one per token in a decode step. The
-                requests are taken to be alike.
+            requests: How many requests the tokens belong to; one per token in a decode step.
+            pairs: (query, key) pairs, each new token with all up to itself; by default those of
+                requests that are alike.
         """
         memo = self._attention_memos[layer]
-        key = (tokens, context_tokens, requests)
+        if pairs is None:
+            # The i-th of a request's n new tokens sees its context but for the n - i after it.
+            each = tokens / requests
+            pairs = round(tokens * context_tokens / requests - tokens * (each - 1) / 2)
+        key = (tokens, context_tokens, requests, pairs)
         known = memo.get(key)
         if known is None:
             if len(memo) >= _MEMO_ENTRIES:
                 memo.clear()
-            known = memo[key] = self._dense_fixed_ns + to_ns(
-                self._attention(self.shape.layers[layer], tokens, context_tokens, requests)
-                * self._dense_multiple
+            cost_layer = self.shape.layers[layer]
+            fixed_ns = (
+                self._dense_fixed_ns
+                + cost_layer.qk_norms * self._qk_norm_ns
+                + cost_layer.kv_repeats * self._kv_repeat_ns
+            )
+            repeated_bytes = context_tokens * cost_layer.repeated_kv_bytes_per_token
+            known = memo[key] = fixed_ns + to_ns(
+                self._dense(cost_layer, tokens) * self._dense_multiple
+                + self._attention(cost_layer, tokens, context_tokens, requests, pairs)
+                * self._attention_multiple
+                + repeated_bytes * self._byte_ns * self._kv_repeat_multiple
             )
         return known
 
@@ -200,17 +260,18 @@ class CostModel:
         """Return what `attention_ns` is for one decode token at a short context of 512."""
         return self.attention_ns(layer, 1, _SHORT_CONTEXT)
 
-    def _attention(
-        self, layer: CostLayer, tokens: int, context_tokens: int, requests: int
-    ) -> float:
-        """Return the roofline floor of dense weights and attention, in ns."""
-        floor_ns = max(
+    def _dense(self, layer: CostLayer, tokens: int) -> float:
+        """Return the roofline floor of the dense weights, in ns."""
+        return max(
             layer.dense_bytes * self._byte_ns,
             tokens * layer.dense_flops_per_token * self._weight_flop_ns,
         )
-        # Causal: the i-th of a request's n new tokens sees its context but for the n - i after it.
-        pairs = tokens * context_tokens / requests - tokens * (tokens / requests - 1) / 2
-        floor_ns += self._roofline(
+
+    def _attention(
+        self, layer: CostLayer, tokens: int, context_tokens: int, requests: int, pairs: int
+    ) -> float:
+        """Return the roofline floor of what looks at the context, in ns."""
+        floor_ns = self._roofline(
             context_tokens * layer.kv_bytes_per_token, pairs * layer.attention_flops_per_pair
         )
         window = self.shape.window_tokens
@@ -238,12 +299,12 @@ class CostModel:
             part_ppm: How much of each expert runs, where experts are split.
         """
         memo = self._expert_memos[layer]
-        total_ns = 0
-        for tokens in tokens_per_expert:
-            known = memo.get(tokens)
-            if known is None:
-                known = memo[tokens] = self._expert(self.shape.layers[layer], tokens)
-            total_ns += known
+        try:
+            total_ns = sum(map(memo.__getitem__, tokens_per_expert))
+        except KeyError:
+            for tokens in {*tokens_per_expert} - memo.keys():
+                memo[tokens] = self._expert(self.shape.layers[layer], tokens)
+            total_ns = sum(map(memo.__getitem__, tokens_per_expert))
         if part_ppm != _WHOLE_PPM:
             total_ns = to_ns(Fraction(total_ns * part_ppm, _WHOLE_PPM))
         return total_ns + self._expert_fixed_ns
@@ -253,7 +314,9 @@ class CostModel:
             return 0
         read_ns = layer.expert_bytes * self._byte_ns
         compute_ns = tokens * layer.expert_flops_per_token * self._weight_flop_ns
-        return to_ns(max(read_ns, compute_ns) * self._expert_multiple)
+        return to_ns(
+            max(read_ns * self._expert_multiple, compute_ns * self._expert_compute_multiple)
+        )
 
     def expert_cpu_ns(self, layer: int, tokens: int, *, while_copying: bool = False) -> int:
         """Return the time from handing one expert to the CPU until the host knows its result.
@@ -316,9 +379,15 @@ class CostModel:
         floor_ns = self._roofline(self.shape.head_bytes, tokens * self.shape.head_flops_per_token)
         return to_ns(floor_ns * self._dense_multiple) + self._head_fixed_ns
 
-    def launch_run_ns(self, experts: int) -> int:
-        """Return host time to launch one run of `experts` experts and record its end."""
-        return self._launch_run_ns + experts * self._launch_per_expert_ns
+    def launch_run_ns(self, experts: int, *, is_prompt: bool = False) -> int:
+        """Return host time to launch one run of `experts` experts and record its end.
+
+        Args:
+            experts: How many.
+            is_prompt: Whether the step has prompt tokens.
+        """
+        each_ns = self._launch_prompt_expert_ns if is_prompt else self._launch_per_expert_ns
+        return self._launch_run_ns + experts * each_ns
 
     def copy_issue_ns(self, copies: int) -> int:
         """Return host time to hand over `copies` copies and record the end of each."""
@@ -335,11 +404,22 @@ class CostModel:
         base_ns, per_expert_ns, per_command_ns = self._decisions.get(system, self._decision)
         return base_ns + experts * per_expert_ns + commands * per_command_ns
 
-    def slowed_ns(self, kernel_ns: int) -> int:
-        """Return what a kernel of `kernel_ns` takes if copies run as it starts, half to even."""
+    @property
+    def copies_slow_kernels(self) -> bool:
+        """Whether it matters to any kernel that copies run as it starts."""
+        return self.slow_down_ppm > 0 or self.run_while_copying_ns > 0
+
+    def slowed_ns(self, kernel_ns: int, *, is_run: bool = False) -> int:
+        """Return what a kernel of `kernel_ns` takes if copies run as it starts, half to even.
+
+        Args:
+            kernel_ns: What it takes alone.
+            is_run: Whether it is a run of experts.
+        """
         extra_ns, rest = divmod(kernel_ns * self.slow_down_ppm, _WHOLE_PPM)
         above_half = 2 * rest - _WHOLE_PPM
-        return kernel_ns + extra_ns + (above_half > 0 or (above_half == 0 and extra_ns % 2))
+        slowed_ns = kernel_ns + extra_ns + (above_half > 0 or (above_half == 0 and extra_ns % 2))
+        return slowed_ns + self.run_while_copying_ns if is_run else slowed_ns
 
     def evidence_for(self, busy_ns: Mapping[str, int]) -> Kind:
         """Return the weakest evidence behind a run of these busy times; see `Terms`."""

@@ -24,8 +24,12 @@ from moesim.simulator.messages import (
     StepBegan,
     StepEnded,
 )
+from moesim.simulator.serving.arrivals import Arrivals
 
 __all__ = ["count"]
+
+_ALWAYS_NS = 1 << 62
+"""Later than whatever happens."""
 
 
 def count(
@@ -35,16 +39,17 @@ def count(
     budget_bytes: int,
     on_step: Callable[[int], None] | None = None,
 ) -> None:
-    """Serve the whole workload, requests one after another; the counts are the controller's.
+    """Serve the whole workload; the counts are the controller's.
 
     Args:
         controller: What decides.
-        workload: What is served.
+        workload: What is served; whoever arrives later finds that no time has passed.
         budget_bytes: Room for experts, as the controller was built with.
         on_step: Called after every step with the number of tokens processed.
     """
     driver = _Instant(controller)
-    driver.tell([RunBegan(controller.initial(), budget_bytes), *_arrival(workload, 0)])
+    arrivals = workload.arrivals()
+    driver.tell([RunBegan(controller.initial(), budget_bytes), *_arrived(workload, arrivals)])
     while driver.form is not None:
         step = workload.begin(driver.form)
         driver.form = None
@@ -54,7 +59,8 @@ def count(
         facts: list[Fact] = [StepEnded(step.number, step.tokens_out)]
         for request in step.requests:
             if workload.is_finished(request):
-                facts += [RequestEnded(request), *_arrival(workload, request + 1)]
+                arrivals.ended(_ALWAYS_NS)
+                facts += [RequestEnded(request), *_arrived(workload, arrivals)]
         if on_step is not None:
             on_step(step.tokens)
         driver.tell(facts)
@@ -94,7 +100,8 @@ class _Instant:
             self.form = command
 
 
-def _arrival(workload: Workload, request: int) -> list[Fact]:
-    if request >= workload.requests:
-        return []
-    return [RequestArrived(request, workload.prompt_tokens(request), workload.task(request))]
+def _arrived(workload: Workload, arrivals: Arrivals) -> list[Fact]:
+    return [
+        RequestArrived(request, workload.prompt_tokens(request), workload.task(request))
+        for request, _ in arrivals.take(_ALWAYS_NS)
+    ]

@@ -6,6 +6,7 @@
     ├── InputError (ValueError)        the user's file, argument or budget is wrong
     │   ├── UnknownNameError           no such policy, system, option; lists the right ones
     │   ├── CapabilityError            run or driver cannot give what a policy needs
+    │   ├── UnavailableError           an engine or backend is not installed here (exit code 3)
     │   └── BudgetError                the memory cannot hold what must be there
     ├── OutOfMemoryError (RuntimeError) the run outgrew the machine
     ├── ProtocolError (RuntimeError)   a driver reported what cannot have happened: a driver's bug
@@ -46,6 +47,10 @@ class UnknownNameError(InputError):
 
 class CapabilityError(InputError):
     """A policy or a run needs what this trace, run or driver does not have."""
+
+
+class UnavailableError(InputError):
+    """An engine or a backend that is not installed, or not on this machine."""
 
 
 class BudgetError(InputError):

@@ -136,10 +136,12 @@ class StepFloors:
     Args:
         costs: How long things take.
         cpu_experts: Whether the CPU may compute experts.
+        lossy: Whether the router's choices may be left unserved, so that no expert need run.
     """
 
-    def __init__(self, costs: CostModel, *, cpu_experts: bool) -> None:
+    def __init__(self, costs: CostModel, *, cpu_experts: bool, lossy: bool = False) -> None:
         self._costs = costs
+        self._lossy = lossy
         self._cpu_experts = cpu_experts
         self._copy_ns_L = [costs.copy_ns(layer.expert_bytes) for layer in costs.shape.layers]
         self._event = lru_cache(maxsize=4096)(self._new_event)
@@ -176,7 +178,7 @@ class StepFloors:
 
     def _new_event(self, layer: int, tokens: tuple[int, ...]) -> Event:
         costs = self._costs
-        if not tokens:
+        if not tokens or self._lossy:
             return Event(costs.launch_layer_ns, costs.launch_layer_ns, 0, 0)
         launching_ns = costs.launch_run_ns(len(tokens)) + costs.launch_layer_ns
         if self._cpu_experts:

@@ -53,6 +53,18 @@ def popularity(trace: RoutingTrace) -> NDArray[np.int64]:
     return counts_LE
 
 
+def uses_by_request(trace: RoutingTrace) -> NDArray[np.int64]:
+    """Return how often each request chose each expert: counts_RLE."""
+    counts_RLE = np.zeros((trace.requests, trace.layers, trace.experts), np.int64)
+    starts = trace.row_starts().tolist()
+    for request, counts_LE in enumerate(counts_RLE):
+        rows_TLK = np.asarray(trace.expert_TLK[starts[request] : starts[request + 1]])
+        for layer in range(trace.layers):
+            chosen = rows_TLK[:, layer].ravel()
+            counts_LE[layer] += np.bincount(chosen[chosen >= 0], minlength=trace.experts)
+    return counts_RLE
+
+
 def transitions(trace: RoutingTrace) -> NDArray[np.int64]:
     """Return how often a token that chose a in layer l chose b in layer l+1: counts[l, a, b].
 

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.simulator.errors import CapabilityError
+from moesim.simulator.long_frontier import count_long
+from moesim.simulator.long_traces import is_long
 from moesim.simulator.results import write_text
 from moesim.simulator.stack_distances import (
     NEVER,
@@ -49,6 +51,9 @@ PER_LAYER: Mapping[str, str] = {
 """What is one in an equal share for each layer, and which policy that is within a layer."""
 
 POLICIES = (*GLOBAL, *PER_LAYER)
+
+LONG = ("lru", "lru:scope=per_layer")
+"""Those that need no memory for each demand."""
 
 MOST_WAVED_USES = 20_000_000
 """Sizes below the largest event are replayed one by one, at about 0.5 µs for each use of each."""
@@ -146,25 +151,19 @@ def frontier(
                 f"cache policy {cache} is no stack policy: what it keeps in a small cache it may "
                 f"drop in a larger one; run moesim sweep over slots, or take {', '.join(POLICIES)}"
             )
-    uses = event_uses(trace)
+    wanted = tuple(dict.fromkeys(caches))
+    made, largest = (_long if is_long(trace) else _short)(trace, wanted)
     curves, layer_curves = [], []
     notes = []
-    for cache in dict.fromkeys(caches):
-        if cache in GLOBAL:
-            curve = _curve(uses, cache, cache, None, trace)
-        else:
-            each = [
-                _curve(uses.of_layer(layer, trace.layers), cache, PER_LAYER[cache], layer, trace)
-                for layer in range(trace.layers)
-            ]
-            layer_curves += each
-            curve = _equal_shares(each, trace)
+    for cache, each in made.items():
+        layer_curves += each if cache in PER_LAYER else []
+        curve = _equal_shares(each, trace) if cache in PER_LAYER else each[0]
         curves.append(curve)
         least = trace.top_k * (trace.layers if cache in PER_LAYER else 1)
         if not len(curve.slots_S) or curve.slots_S[0] > least:
             begins = f"from {curve.slots_S[0]} slots on" if len(curve.slots_S) else "at no size"
             notes.append(
-                f"{cache} is exact {begins}: an event demands up to {uses.largest} experts and "
+                f"{cache} is exact {begins}: an event demands up to {largest} experts and "
                 "runs in waves in less room; moesim simulate says what happens there"
             )
     sizes = set(trace.header.expert_bytes or ())
@@ -182,6 +181,54 @@ def frontier(
         (trace.layers - 1) * trace.top_k,
         notes,
     )
+
+
+def _short(trace: RoutingTrace, caches: Sequence[str]) -> tuple[Mapping[str, list[Curve]], int]:
+    """Return the curves of each policy, one or one for each layer, and the largest event."""
+    uses = event_uses(trace)
+    made = {}
+    for cache in caches:
+        if cache in GLOBAL:
+            made[cache] = [_curve(uses, cache, cache, None, trace)]
+        else:
+            made[cache] = [
+                _curve(uses.of_layer(layer, trace.layers), cache, PER_LAYER[cache], layer, trace)
+                for layer in range(trace.layers)
+            ]
+    return made, uses.largest
+
+
+def _long(trace: RoutingTrace, caches: Sequence[str]) -> tuple[Mapping[str, list[Curve]], int]:
+    """Return the same of a trace too long to be held.
+
+    Raises:
+        CapabilityError: A policy is not LRU.
+    """
+    for cache in caches:
+        if cache not in LONG:
+            raise CapabilityError(
+                f"cache policy {cache} takes 100 bytes for each of the trace's demands, too many "
+                f"here; take {' or '.join(LONG)}, or fewer requests with --requests"
+            )
+    counted = count_long(trace, whole=LONG[0] in caches, by_layer=LONG[1] in caches)
+    made = {}
+    for cache, curves in zip(LONG, (counted.whole, counted.of_layer), strict=True):
+        if cache in caches:
+            is_whole = cache == LONG[0]
+            made[cache] = [
+                Curve(
+                    cache,
+                    None if is_whole else layer,
+                    np.arange(first := max(trace.top_k, curve.largest), len(curve.hits_S)),
+                    curve.hits_S[first:],
+                    curve.decode_hits_S[first:],
+                    curve.demands,
+                    curve.decode_demands,
+                    len(curve.hits_S) - 1,
+                )
+                for layer, curve in enumerate(curves)
+            ]
+    return made, max(curve.largest for curve in (*counted.whole, *counted.of_layer))
 
 
 def useful_region(curve: Curve) -> Region | None:

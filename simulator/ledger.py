@@ -5,8 +5,13 @@ figures are integers, so sums are exact; ratios are computed where they are prin
 """
 
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from moesim.simulator.errors import BooksError
+from moesim.simulator.terms import NO_PROMISE, Slo
+
+if TYPE_CHECKING:
+    from moesim.simulator.streamed_times import StreamedTimes
 
 
 @dataclass(slots=True)
@@ -14,8 +19,10 @@ class Counts:
     """Decisions of one run, as the controller saw them.
 
     A demand is one distinct expert of one layer event. ``decode_`` figures are over the steps
-    without prompt tokens. Bytes of a prefetch are *useful* if the expert was ready when demanded,
-    *late* if it was demanded while on its way, *wasted* if it left, or the run ended, unused.
+    without prompt tokens. ``rerouted`` and ``skipped`` choices are those that a lossy schedule gave
+    to another expert, or to none; demands are what it left. Bytes of a prefetch are *useful* if the
+    expert was ready when demanded, *late* if it was demanded while on its way, *wasted* if it left,
+    or the run ended, unused.
     """
 
     steps: int = 0
@@ -31,6 +38,8 @@ class Counts:
     copies: int = 0
     waves: int = 0
     cpu_experts: int = 0
+    rerouted: int = 0
+    skipped: int = 0
     bytes_demand: int = 0
     bytes_prefetch_useful: int = 0
     bytes_prefetch_late: int = 0
@@ -67,6 +76,30 @@ class RequestTimes:
     prompt_tokens: int = 0
     token_ends_ns: list[int] = field(default_factory=list)
     has_first_token: bool = False
+    slo: Slo = NO_PROMISE
+
+
+@dataclass(slots=True)
+class ServerCounts:
+    """What requests did: how many were refused and why, and the most at one time.
+
+    Of those refused, ``refused_promised`` were promised something. ``tokens`` went through the
+    model; ``requests_in_steps`` is the sum over steps of the requests in each.
+    """
+
+    refused_too_long: int = 0
+    refused_queue_full: int = 0
+    refused_promised: int = 0
+    most_waiting: int = 0
+    most_in_step: int = 0
+    most_kv_bytes: int = 0
+    tokens: int = 0
+    requests_in_steps: int = 0
+
+    @property
+    def refused(self) -> int:
+        """Requests that were never served."""
+        return self.refused_too_long + self.refused_queue_full
 
 
 @dataclass(slots=True)
@@ -77,6 +110,7 @@ class Timings:
     time, ``dense`` is attention, dense part and routers, ``experts`` the runs of experts, ``head``
     what makes the token, and ``slow_down`` what all three lost because copies ran beside them.
     ``longest_gap_ns`` is the longest time, in decode, for which a real host loop looked at nothing.
+    A run too long to keep ``requests`` leaves them empty and has ``streamed``.
     """
 
     span_ns: int = 0
@@ -93,7 +127,9 @@ class Timings:
     engine_bytes: dict[str, int] = field(default_factory=dict)
     engine_copies: dict[str, int] = field(default_factory=dict)
     requests: list[RequestTimes] = field(default_factory=list)
+    server: ServerCounts = field(default_factory=ServerCounts)
     peak_context_tokens: int = 0
+    streamed: "StreamedTimes | None" = None
 
     @property
     def link_busy_ns(self) -> int:

@@ -6,21 +6,35 @@ does not fit is an error of the run, never a silent clamp.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from moesim.hardware_profiles import HardwareProfile, ProfileError
 from moesim.hardware_profiles.units import format_bytes, parse_bytes
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import BudgetError, InputError, OutOfMemoryError
 from moesim.simulator.models.cost_shape import CostShape
+from moesim.simulator.serving.kv import KvShape
+
+_ACTIVATION_BYTES = 2
+_DENSE_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySpec:
-    """What the user gave; at most one of the three, none of them meaning all of the machine."""
+    """What the user gave; at most one of the first three, none of them meaning all of the machine.
+
+    ``kv`` is the room for the KV caches of a server.
+    """
 
     vram: str | None = None
     expert_budget: str | None = None
     slots: str | None = None
+    kv: str | None = None
+
+    @property
+    def gives_experts(self) -> bool:
+        """Whether the room for experts was given, so that all else is left for KV caches."""
+        return self.expert_budget is not None or self.slots is not None
 
     def expert_bytes(
         self,
@@ -109,22 +123,45 @@ class MemoryPlan:
         return self.dense_bytes + self.kv_bytes + self.workspace_bytes + self.expert_bytes
 
 
+class Server(NamedTuple):
+    """What a server needs beside weights.
+
+    Attributes:
+        kv_bytes: KV caches of the largest requests that may run together.
+        step_tokens: Most tokens of one step.
+    """
+
+    kv_bytes: int
+    step_tokens: int
+
+
 def kv_bytes(shape: CostShape, context_tokens: int) -> int:
     """Return the KV cache of one request at a context length; windowed layers keep their window."""
-    windowed = min(context_tokens, shape.window_tokens or context_tokens)
-    return sum(
-        layer.kv_bytes_per_token * context_tokens + layer.windowed_kv_bytes_per_token * windowed
-        for layer in shape.layers
-    )
+    return KvShape.of(shape).size_bytes(context_tokens)
 
 
-def plan(spec: MemorySpec, costs: CostModel, context_tokens: int) -> MemoryPlan:
+def activation_bytes(shape: CostShape, tokens: int) -> int:
+    """Return the room of what a step keeps of its tokens: K + 4 rows of D, 16 bits each.
+
+    Those are the residual, its normalised copy, queries with keys and values, what attention gives,
+    and a row for each (token, expert) product: an estimate.
+    """
+    return tokens * (shape.top_k + _DENSE_ROWS) * shape.hidden * _ACTIVATION_BYTES
+
+
+def plan(
+    spec: MemorySpec, costs: CostModel, context_tokens: int, server: Server | None = None
+) -> MemoryPlan:
     """Divide VRAM, and refuse what does not fit.
+
+    A server's KV room is what ``--kv`` says, else what its largest requests need together; where
+    the room for experts was given, it is no more than that leaves.
 
     Args:
         spec: What the user gave.
         costs: Machine, runtime and model.
         context_tokens: Longest context of the run.
+        server: What requests that run together need; None for one at a time.
 
     Raises:
         InputError: More than one figure was given, or one cannot be read.
@@ -132,7 +169,13 @@ def plan(spec: MemorySpec, costs: CostModel, context_tokens: int) -> MemoryPlan:
         OutOfMemoryError: The whole does not fit the machine.
     """
     shape, usable = costs.shape, costs.profile.vram_usable_bytes
-    fixed = Fixed(shape.resident_bytes, kv_bytes(shape, context_tokens), costs.workspace_bytes)
+    workspace_bytes, room_bytes = costs.workspace_bytes, kv_bytes(shape, context_tokens)
+    if server is not None:
+        workspace_bytes += activation_bytes(shape, server.step_tokens)
+        room_bytes = server.kv_bytes
+    if spec.kv is not None:
+        room_bytes = _parse("--kv", spec.kv)
+    fixed = Fixed(shape.resident_bytes, room_bytes, workspace_bytes)
     experts = spec.expert_bytes(
         experts=len(shape.layers) * shape.experts,
         largest_bytes=max(layer.expert_bytes for layer in shape.layers),
@@ -140,7 +183,10 @@ def plan(spec: MemorySpec, costs: CostModel, context_tokens: int) -> MemoryPlan:
         fixed=fixed,
         usable_bytes=usable,
     )
-    result = MemoryPlan(usable, fixed.dense_bytes, fixed.kv_bytes, fixed.workspace_bytes, experts)
+    if server is not None and spec.kv is None and spec.gives_experts:
+        left_bytes = usable - shape.resident_bytes - workspace_bytes - experts
+        room_bytes = max(0, min(room_bytes, left_bytes))
+    result = MemoryPlan(usable, shape.resident_bytes, room_bytes, workspace_bytes, experts)
     _check_fits(result, costs.profile, shape.expert_bytes_total)
     return result
 

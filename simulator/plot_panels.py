@@ -46,6 +46,8 @@ COLOURS = {
     "host": AMBER,
     "contention": PURPLE,
     "waiting": GREY,
+    "queueing": GREY,
+    "service": BLUE,
 }
 
 
@@ -155,7 +157,8 @@ def _draw_bytes(axes: "Axes", series: RunSeries, theme: Mapping[str, str]) -> No
     axes.set_xlabel(f"{unit} per token")
     least = series.least_bytes_per_token / scale
     label = f"least {least:.3g}"
-    axes.axvline(least, 0.06, 0.5, color=theme["ink"], linewidth=2, linestyle=":", label=label)
+    if least:
+        axes.axvline(least, 0.06, 0.5, color=theme["ink"], linewidth=2, linestyle=":", label=label)
     _stack(axes, parts)
 
 
@@ -185,7 +188,8 @@ def _draw_outcomes(axes: "Axes", series: RunSeries) -> None:
 
 def _draw_span(axes: "Axes", series: RunSeries) -> None:
     total = sum(series.span_s.values())
-    axes.set_title(f"From the bound to the run's {total:.3g} s")
+    of_run = f"From the bound to the run's {total:.3g} s"
+    axes.set_title(of_run if "bound" in series.span_s else f"A request's mean {total:.3g} s")
     axes.set_xlabel("s")
     _stack(axes, dict(series.span_s))
 

@@ -79,10 +79,15 @@ class PolicySpec:
     inner: "PolicySpec | None" = None
 
     @property
+    def all_options(self) -> dict[str, Any]:
+        """The options, defaults included."""
+        defaults = {name: option.default for name, option in options(self.cls).items()}
+        return {**defaults, **self.options}
+
+    @property
     def needs(self) -> frozenset[str]:
         """What the run must grant, the policy inside included."""
-        defaults = {name: option.default for name, option in options(self.cls).items()}
-        own = self.cls.needs_for({**defaults, **self.options})
+        own = self.cls.needs_for(self.all_options)
         return own | (self.inner.needs if self.inner else frozenset())
 
     @property
@@ -98,7 +103,13 @@ class PolicySpec:
     @property
     def does(self) -> frozenset[str]:
         """What the policy may do beyond copying a demanded expert to the GPU."""
-        return self.cls.does | (self.inner.does if self.inner else frozenset())
+        own = self.cls.does_for(self.all_options)
+        return own | (self.inner.does if self.inner else frozenset())
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether it may change the router's choices, and so the text."""
+        return not self.does.isdisjoint({"reroute", "skip"})
 
     @property
     def timing_free(self) -> bool:

@@ -6,7 +6,9 @@ from typing import Any
 from rich.table import Table
 
 from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator.bounds import Bounds
 from moesim.simulator.distance import split
+from moesim.simulator.ledger import Timings
 from moesim.simulator.runs import RunResult
 from moesim.simulator.tables import console
 
@@ -39,6 +41,8 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
         )
     if row["mean_ttft_ms"] is not None:
         yield "TTFT", f"{row['mean_ttft_ms']:.3f} ms {band}  (p99 {row['p99_ttft_ms']:.3f})"
+    if row["arrivals"]:
+        yield from _serving(row)
     if row["output_tokens_per_s"] is not None:
         yield "speed", f"{row['output_tokens_per_s']:.2f} output tokens/s"
     yield "demands", _demands(row)
@@ -56,22 +60,46 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
             f"no policy beats {row['bound_tpot_ms']:.3f} ms per token "
             f"(allowing {row['bound_actions']}); this one is {row['over_bound']:.2f} times that",
         )
-    yield "beyond it", _distance(result)
+    if result.bounds is not None:
+        yield "beyond it", _distance(result.timings, result.bounds)
     yield "evidence", f"{row['evidence']} figures, band {band}; trace {row['trace_evidence']}"
     if row["notes"]:
         yield "notes", row["notes"]
     yield "run", row["run_id"]
 
 
-def _distance(result: RunResult) -> str:
-    gap = split(result.timings, result.bounds)
+def _serving(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    served = f"{row['requests']} served, {row['refused']} refused"
+    yield "requests", f"{served}; at most {row['most_waiting']} waited ({row['arrivals']})"
+    kinds = {
+        "TPOT, requests": "request_tpot",
+        "E2E": "e2e",
+        "queueing": "queue",
+        "service": "service",
+    }
+    for name, kind in kinds.items():
+        if row[f"mean_{kind}_ms"] is not None:
+            figures = [f"{row[f'{which}_{kind}_ms']:.3f}" for which in ("p50", "p90", "p99")]
+            mean_ms = row[f"mean_{kind}_ms"]
+            yield name, f"{mean_ms:.3f} ms  (p50 {figures[0]}, p90 {figures[1]}, p99 {figures[2]})"
+    if row["slo_attainment"] is not None:
+        yield (
+            "SLO",
+            f"kept for {row['slo_attainment'] * 100:.1f} %, goodput {row['goodput_per_s']:.3f} "
+            "requests/s",
+        )
+    yield "batch", f"{row['mean_batch']:.2f} requests a step, at most {row['most_in_step']}"
+
+
+def _distance(timings: Timings, limit: Bounds) -> str:
+    gap = split(timings, limit)
     parts = [
         (gap.transfer_ns, "more bytes than must move"),
         (gap.host_ns, "the host"),
         (gap.contention_ns, "kernels beside copies"),
         (gap.waiting_ns, "waiting"),
     ]
-    span, total, *shares = _times(result.timings.span_ns, gap.gap_ns, *(ns for ns, _ in parts))
+    span, total, *shares = _times(timings.span_ns, gap.gap_ns, *(ns for ns, _ in parts))
     shown = ", ".join(
         f"{share} {what}" for share, (ns, what) in zip(shares, parts, strict=True) if ns
     )

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from moesim.simulator import request_times
+from moesim.simulator.bounds import Bounds
 from moesim.simulator.errors import InputError
 from moesim.simulator.ledger import Counts, RequestTimes, Timings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 3
 
 FIELDS: Mapping[str, str] = {
     "schema_version": "version of this schema",
@@ -32,6 +34,8 @@ FIELDS: Mapping[str, str] = {
     "cache": "cache policy with its options",
     "prefetch": "prefetch policy with its options",
     "schedule": "schedule policy with its options",
+    "arrivals": "how requests arrived; empty: one recorded request after another",
+    "stitched": "requests longer than a recorded sequence, continued with others of their task",
     "engine": "which simulator ran",
     "seed": "seed of the policies' random streams",
     "slots": "experts that fit into the budget (the largest, where sizes differ)",
@@ -63,15 +67,20 @@ FIELDS: Mapping[str, str] = {
     "waves": "extra waves of events larger than the room",
     "cpu_experts": "experts computed on the CPU",
     "decision_ns": "time the policies' decisions were charged",
-    "open_loop": "whether a lossy system was replayed without feedback on later routing",
+    "rerouted": "choices of the router that a lossy system gave to another expert",
+    "skipped": "choices that it gave to none",
+    "loop": "of a lossy system: open where later routes do not feel it, closed where they were "
+    "recorded under it; empty: lossless",
     "derived": "signals derived instead of recorded",
-    "mean_tpot_ms": "time per output token after the first, mean over the pooled gaps",
+    "mean_tpot_ms": "time per output token after the first, mean over the pooled gaps (vLLM's ITL)",
     "p50_tpot_ms": "its median",
     "p90_tpot_ms": "its 90th percentile",
     "p99_tpot_ms": "its 99th percentile",
     "mean_ttft_ms": "time from arrival to the first token, mean over requests",
     "p50_ttft_ms": "its median",
+    "p90_ttft_ms": "its 90th percentile",
     "p99_ttft_ms": "its 99th percentile",
+    **request_times.FIELDS,
     "output_tokens_per_s": "output tokens / time of the last one",
     "link_busy_ns": "time the host-to-device link was in use",
     "gpu_busy_ns": "time the GPU computed",
@@ -133,7 +142,7 @@ def latency_fields(times: TokenTimes) -> tuple[Row, list[str]]:
     notes = []
     for name, values, percentiles, reason in (
         ("tpot", times.gaps_ns, (50, 90, 99), "no TPOT: the trace has no decode steps"),
-        ("ttft", times.first_ns, (50, 99), "no TTFT: the trace has no prompt steps"),
+        ("ttft", times.first_ns, (50, 90, 99), "no TTFT: the trace has no prompt steps"),
     ):
         row[f"mean_{name}_ms"] = _ms(np.mean(values)) if values else None
         for percentile in percentiles:
@@ -145,6 +154,25 @@ def latency_fields(times: TokenTimes) -> tuple[Row, list[str]]:
         round(times.tokens * 1e9 / times.last_end_ns, 6) if times.last_end_ns else None
     )
     return row, notes
+
+
+def bound_fields(limit: Bounds | None, actions: str, mean_tpot_ms: float | None) -> Row:
+    """Return the fields of the bounds; None where there are none.
+
+    Args:
+        limit: What no policy with the same means can beat.
+        actions: Those means.
+        mean_tpot_ms: Of the run.
+    """
+    bound_ms = None
+    if limit is not None and limit.tpot_ns is not None:
+        bound_ms = round(limit.tpot_ns / 1e6, 6)
+    return {
+        "bound_tpot_ms": bound_ms,
+        "bound_bytes": None if limit is None else limit.bytes_min,
+        "bound_actions": actions,
+        "over_bound": round(mean_tpot_ms / bound_ms, 6) if mean_tpot_ms and bound_ms else None,
+    }
 
 
 def count_fields(counts: Counts, timings: Timings) -> Row:

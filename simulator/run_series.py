@@ -28,7 +28,8 @@ class RunSeries:
         least_bytes_per_token: Those that no such policy can avoid.
         outcomes: Demands by outcome, each a list over layers, or of one figure for all.
         busy: Share of the span that each resource was in use.
-        span_s: Parts of the span in seconds: the bound, then what was added to it.
+        span_s: Parts of the span in seconds: the bound, then what was added to it. Where requests
+            arrived there is no bound, and these are the parts of a request's mean stay.
     """
 
     title: str
@@ -52,7 +53,18 @@ def series_of(result: "RunResult") -> RunSeries:
     name = "TPOT" if gaps else "TTFT"
     mean_ms = float(np.mean(latency_ns)) / 1e6 if latency_ns else 0.0
     tokens = max(1, row["tokens"])
-    distance = split(timings, limit)
+    if limit is None:
+        parts = {"queueing": "mean_queue_ms", "service": "mean_service_ms"}
+        span_s = {name: (row[key] or 0.0) / 1e3 for name, key in parts.items()}
+    else:
+        distance = split(timings, limit)
+        span_s = {
+            "bound": limit.span_ns / 1e9,
+            "more bytes": distance.transfer_ns / 1e9,
+            "host": distance.host_ns / 1e9,
+            "contention": distance.contention_ns / 1e9,
+            "waiting": distance.waiting_ns / 1e9,
+        }
     causes = {
         "demand": "bytes_demand",
         "prefetch, useful": "bytes_prefetch_useful",
@@ -74,20 +86,14 @@ def series_of(result: "RunResult") -> RunSeries:
         latencies_ms=[ns / 1e6 for ns in latency_ns],
         latency_name="time of each token, ms" if gaps else "time to first token, ms",
         sample_name="output token" if gaps else "request",
-        bound_ms=limit.tpot_ns / 1e6 if gaps and limit.tpot_ns is not None else None,
+        bound_ms=limit.tpot_ns / 1e6 if gaps and limit and limit.tpot_ns is not None else None,
         bytes_per_token={cause: row[key] / tokens for cause, key in causes.items()},
-        least_bytes_per_token=limit.bytes_min / tokens,
+        least_bytes_per_token=limit.bytes_min / tokens if limit else 0.0,
         outcomes={outcome: [row[key]] for outcome, key in outcomes.items()},
         busy={
             name: row[f"{key}_busy_ns"] / max(1, timings.span_ns)
             for name, key in busy.items()
             if key != "cpu" or row["cpu_experts"]
         },
-        span_s={
-            "bound": limit.span_ns / 1e9,
-            "more bytes": distance.transfer_ns / 1e9,
-            "host": distance.host_ns / 1e9,
-            "contention": distance.contention_ns / 1e9,
-            "waiting": distance.waiting_ns / 1e9,
-        },
+        span_s=span_s,
     )

@@ -7,7 +7,7 @@ refuses by name what the trace cannot give; ``Prepared.replay`` carries it out o
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,34 +15,49 @@ from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runti
 from moesim.hardware_profiles import load as load_hardware
 from moesim.simulator import models, registry
 from moesim.simulator.assembly import assemble
-from moesim.simulator.bounds import Actions, Bounds, bounds
+from moesim.simulator.bounds import Actions, Bounds, known_bounds
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_clock import ClockEngine
+from moesim.simulator.engine_compiled import replay_compiled
 from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError, InputError, PolicyError
 from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.host import Host
 from moesim.simulator.ledger import Counts, Timings, check
+from moesim.simulator.long_traces import NO_BOUNDS, is_long
 from moesim.simulator.machine import Span
 from moesim.simulator.memory import MemoryPlan, MemorySpec, plan
 from moesim.simulator.messages import Command, Fact
 from moesim.simulator.models.cost_shape import CostShape
+from moesim.simulator.policies.base import UNLIMITED_BYTES
 from moesim.simulator.registry import Axis, PolicySpec
+from moesim.simulator.request_times import request_fields
 from moesim.simulator.results import (
     SCHEMA_VERSION,
     Row,
     TokenTimes,
+    bound_fields,
     count_fields,
     latency_fields,
     ordered,
     token_times,
 )
+from moesim.simulator.serving.setup import Served, serve
+from moesim.simulator.serving.spec import Serving
+from moesim.simulator.serving.workload import ServedWorkload
+from moesim.simulator.streamed_times import StreamedTimes, streamed_fields
 from moesim.traces import RoutingTrace
 
 ENGINES: Mapping[str, type[Host]] = {"clock": ClockEngine, "simpy": SimpyEngine}
-"""The simulators that a run may name, the default first; their figures are equal, to the ns."""
+"""The simulators that drive any policies, the default first; their figures are equal, to the ns."""
+
+COMPILED = "compiled"
+"""The simulator of built-in policies alone; see ``engine_compiled.py``."""
+
+ENGINE_NAMES = (*ENGINES, COMPILED)
+"""All that a run may name."""
 
 GRANTS = frozenset({"future", "profile", "transitions"})
 """What a run can grant beside the signals of its trace."""
@@ -67,6 +82,7 @@ class RunSpec:
         engine: Which simulator runs.
         seed: Of the policies' random streams.
         ask_ns: How long each kind of ask takes.
+        serving: Who arrives and on which terms; None serves one recorded request after another.
     """
 
     trace: RoutingTrace
@@ -83,17 +99,21 @@ class RunSpec:
     engine: str = "clock"
     seed: int = 0
     ask_ns: Mapping[str, int] = field(default_factory=dict)
+    serving: Serving | None = None
 
 
 @dataclass(slots=True)
 class RunResult:
-    """What a run gave: the row, and what plots and timelines are made from."""
+    """What a run gave: the row, and what plots and timelines are made from.
+
+    ``bounds`` are those of recorded requests one after another; None where requests arrived.
+    """
 
     row: Row
     counts: Counts
     timings: Timings
     tokens: TokenTimes
-    bounds: Bounds
+    bounds: Bounds | None
     memory: MemoryPlan
     spans: list[Span] | None
     log: list[tuple[list[Fact], int, list[Command]]] | None
@@ -106,15 +126,36 @@ def prepare(spec: RunSpec) -> "Prepared":
         MoesimError, ProfileError, TraceError: A name, a file or a budget is wrong, or the trace
             lacks what a policy needs; one line that says which and what would do.
     """
+    spec = replace(spec, trace=_hashed(spec.trace))
     machine = load_hardware(spec.hardware)
     runtime = load_runtime(spec.runtime)
     shape, notes = resolve_shape(spec)
     policies = {axis: registry.parse(axis, text) for axis, text in spec.policies.items()}
     _check_needs(spec, policies)
-    costs = CostModel(machine, runtime, shape)
-    context = int(spec.trace.position_T.max()) + 1
-    memory = plan(spec.memory, costs, context)
-    return Prepared(spec, machine, runtime, costs, memory, policies, notes)
+    needs = frozenset().union(*(policy.needs for policy in policies.values()))
+    costs = CostModel(machine, runtime, shape).with_signals(needs)
+    if spec.serving is None:
+        context = int(spec.trace.position_T.max()) + 1
+        memory = plan(spec.memory, costs, context)
+        return Prepared(spec, machine, runtime, costs, memory, policies, notes)
+    served = serve(spec.serving, spec.trace, policies, costs, spec.memory, seed=spec.seed)
+    notes += served.notes
+    return Prepared(spec, machine, runtime, costs, served.memory, policies, notes, served)
+
+
+def _hashed(trace: RoutingTrace) -> RoutingTrace:
+    """Return the trace with its content hash, which a run asks for more than once."""
+    return trace if trace.known is not None else trace.knowing(trace.content_hash())
+
+
+def costs_of(spec: RunSpec) -> CostModel:
+    """Return what things cost in a run, for questions that need no replay.
+
+    Raises:
+        MoesimError, ProfileError: Machine, runtime or model is not known.
+    """
+    shape, _ = resolve_shape(spec)
+    return CostModel(load_hardware(spec.hardware), load_runtime(spec.runtime), shape)
 
 
 def resolve_shape(spec: RunSpec) -> tuple[CostShape, list[str]]:
@@ -186,6 +227,11 @@ def _check_needs(spec: RunSpec, policies: Mapping[Axis, PolicySpec]) -> None:
     trace = spec.trace
     for axis, policy in policies.items():
         for need in sorted(policy.needs):
+            if need == "future" and spec.serving is not None:
+                raise CapabilityError(
+                    f"{axis} policy {policy.text} sees the future, but in which order requests "
+                    "that arrive are served is not known beforehand; replay without --arrivals"
+                )
             if need in ("profile", "transitions"):
                 if spec.profile_trace is None:
                     raise CapabilityError(
@@ -218,11 +264,22 @@ class Prepared:
     memory: MemoryPlan
     policies: Mapping[Axis, PolicySpec]
     notes: list[str]
+    served: Served | None = None
 
     @property
     def sizes_L(self) -> tuple[int, ...]:
         """Bytes of one expert of each layer."""
         return tuple(layer.expert_bytes for layer in self.costs.shape.layers)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the model, if no request is refused."""
+        return self.spec.trace.tokens if self.served is None else self.served.tokens
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is too long for bounds, and for keeping the time of every token."""
+        return self.served is None and is_long(self.spec.trace)
 
     @property
     def run_id(self) -> str:
@@ -244,17 +301,20 @@ class Prepared:
             "seed": spec.seed,
             "ask_ns": dict(sorted(spec.ask_ns.items())),
         }
+        if self.served is not None:
+            identity["served"] = self.served.identity
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def workload(self) -> Workload:
         """Return what is served, with the signals that the policies read."""
         needs = frozenset().union(*(policy.needs for policy in self.policies.values()))
-        return Workload(
-            self.spec.trace,
-            signals=sorted(needs - GRANTS - {"gates"}),
-            gates="gates" in needs,
-        )
+        signals = sorted(needs - GRANTS - {"gates"})
+        if self.served is not None:
+            return ServedWorkload(
+                self.spec.trace, self.served.stream, signals=signals, gates="gates" in needs
+            )
+        return Workload(self.spec.trace, signals=signals, gates="gates" in needs)
 
     def controller(self, *, keep_log: bool = False) -> Controller:
         """Return a fresh controller with fresh policies."""
@@ -271,6 +331,7 @@ class Prepared:
             seed=spec.seed,
             profile_trace=spec.profile_trace,
             future=RecordedFuture(Workload(spec.trace).events()) if "future" in needs else None,
+            kv_bytes=UNLIMITED_BYTES if self.served is None else self.served.kv.room_bytes,
             keep_log=keep_log,
         )
 
@@ -288,8 +349,14 @@ class Prepared:
             keep_spans: Whether to keep every job for a timeline.
             keep_log: Whether to keep every fact and command.
         """
+        if self.spec.engine == COMPILED:
+            kept = [what for what, is_kept in (("spans", keep_spans), ("log", keep_log)) if is_kept]
+            controller, timings = replay_compiled(self, on_step, kept)
+            check(controller.counts, timings)
+            return self._result(controller, timings, None)
         controller = self.controller(keep_log=keep_log)
         experts, sizes_L = self.spec.trace.experts, self.sizes_L
+        streamed = StreamedTimes() if self.is_long else None
         engine = ENGINES[self.spec.engine](
             controller,
             self.workload(),
@@ -301,8 +368,11 @@ class Prepared:
             ask_ns=self.spec.ask_ns,
             on_step=on_step,
             keep_spans=keep_spans,
+            terms=None if self.served is None else self.served.terms,
+            on_request=None if streamed is None else streamed.append,
         )
         timings = engine.run()
+        timings.streamed = streamed
         controller.close()
         check(controller.counts, timings)
         return self._result(controller, timings, engine.spans)
@@ -320,11 +390,40 @@ class Prepared:
             prefetch="prefetch" in does,
             cpu_experts="cpu_experts" in does,
             initial=counts.bytes_initial > 0,
+            lossy=self.is_lossy,
         )
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether a policy may change the router's choices, and so the text."""
+        return any(policy.is_lossy for policy in self.policies.values())
+
+    def _loop(self) -> str:
+        """Return whether later routes feel what a lossy system does; nothing if it loses none."""
+        if not self.is_lossy:
+            return ""
+        trace, bound = self.spec.trace, self.spec.trace.header.closed_loop
+        is_closed = bound is not None and self.served is None and (
+            bound.policies == {axis: policy.text for axis, policy in self.policies.items()}
+            and bound.budget_bytes == self.memory.expert_bytes
+            and bound.seed == self.spec.seed
+            and bound.order == trace.order_hash()
+        )
+        return "closed" if is_closed else "open"
 
     def _caveats(self, counts: Counts) -> list[str]:
         """Return what the model of the machine leaves out and a reader of this run must know."""
         caveats = []
+        loop, bound = self._loop(), self.spec.trace.header.closed_loop
+        if loop == "open":
+            caveats.append(
+                "open loop: choices are changed by recorded scores and later routes do not feel it;"
+                " accuracy is measured by execution alone"
+            )
+        if bound is not None and loop != "closed":
+            caveats.append(
+                f"the routes are those of {bound.system} at {bound.budget_bytes} bytes of experts"
+            )
         if counts.cpu_experts and counts.copies:
             caveats.append(
                 "CPU experts are charged the DRAM's rate without copies beside them; where both "
@@ -340,8 +439,17 @@ class Prepared:
         spec, memory, shape, counts = self.spec, self.memory, self.costs.shape, controller.counts
         tokens = token_times(timings.requests)
         latencies, notes = latency_fields(tokens)
-        plain = Workload(spec.trace)
-        limit = bounds(plain, self.costs, memory.expert_bytes, self.actions(counts))
+        streamed: Row = {}
+        if timings.streamed is not None:
+            tokens = TokenTimes([], [], timings.streamed.last_end_ns, timings.streamed.tokens)
+            streamed, notes = streamed_fields(timings.streamed, timings.span_ns)
+        actions = self.actions(counts)
+        limit = None
+        if self.is_long:
+            notes.append(NO_BOUNDS)
+        elif self.served is None:
+            limit = known_bounds(spec.trace, self.costs, memory.expert_bytes, actions)
+        bound: Row = bound_fields(limit, str(actions), latencies["mean_tpot_ms"])
         busy = {
             "copy": timings.link_busy_ns,
             "dense": timings.dense_busy_ns,
@@ -350,8 +458,6 @@ class Prepared:
             "host": timings.host_busy_ns,
             "cpu": timings.cpu_busy_ns,
         }
-        bound_ms = None if limit.tpot_ns is None else round(limit.tpot_ns / 1e6, 6)
-        mean_ms = latencies["mean_tpot_ms"]
         derived = [
             s for s, signal in spec.trace.header.signals.items() if signal.evidence == "derived"
         ]
@@ -359,6 +465,11 @@ class Prepared:
         row: Row = {
             **count_fields(counts, timings),
             **latencies,
+            **request_fields(
+                timings.requests, timings.server, steps=counts.steps, span_ns=timings.span_ns
+            ),
+            "requests": len(timings.requests),
+            **streamed,
             "schema_version": SCHEMA_VERSION,
             "run_id": self.run_id,
             "trace": spec.trace_name,
@@ -369,27 +480,27 @@ class Prepared:
             "runtime": self.runtime.name,
             "system": spec.system,
             **{axis: policy.text for axis, policy in self.policies.items()},
+            "arrivals": "" if self.served is None else self.served.stream.text,
+            "stitched": 0 if self.served is None else self.served.stream.drawing.stitched,
             "engine": spec.engine,
             "seed": spec.seed,
             "slots": memory.expert_bytes // largest,
             "expert_bytes": largest,
             "expert_budget_bytes": memory.expert_bytes,
             "staging_bytes": controller.residency.staging.capacity_bytes,
-            "requests": len(timings.requests),
-            "tokens": spec.trace.tokens,
-            "open_loop": False,
+            "tokens": timings.server.tokens,
+            "loop": self._loop(),
             "derived": "; ".join(sorted(derived)),
             "peak_vram_bytes": memory.used_bytes,
             "vram_dense_bytes": memory.dense_bytes,
             "vram_kv_bytes": memory.kv_bytes,
             "vram_workspace_bytes": memory.workspace_bytes,
-            "bound_tpot_ms": bound_ms,
-            "bound_bytes": limit.bytes_min,
-            "bound_actions": str(limit.actions),
-            "over_bound": round(mean_ms / bound_ms, 6) if mean_ms and bound_ms else None,
+            **bound,
             "evidence": self.costs.evidence_for(busy),
             "band": round(self.costs.band_for(busy), 6),
-            "notes": "; ".join([*self.notes, *self._caveats(counts), *notes, *limit.notes]),
+            "notes": "; ".join(
+                [*self.notes, *self._caveats(counts), *notes, *(limit.notes if limit else ())]
+            ),
         }
         return RunResult(
             ordered(row), counts, timings, tokens, limit, memory, spans, controller.log

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.simulator.errors import CapabilityError
 from moesim.traces import RoutingTrace
@@ -37,7 +38,11 @@ class RequestSignals:
     """
 
     def __init__(
-        self, trace: RoutingTrace, request: int, rows: slice, names: Sequence[str]
+        self,
+        trace: RoutingTrace,
+        request: int,
+        rows: slice | NDArray[np.int64],
+        names: Sequence[str],
     ) -> None:
         self.names = tuple(names)
         self._known_at = {name: trace.header.signals[name].known_at for name in names}

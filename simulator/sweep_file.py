@@ -30,7 +30,8 @@ from moesim.hardware_profiles.files import read_tree
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.registry import AXES
-from moesim.simulator.runs import ENGINES, RunSpec
+from moesim.simulator.runs import ENGINE_NAMES, RunSpec
+from moesim.simulator.serving.stream import with_files
 from moesim.traces import RoutingTrace, load, parse_mapping
 
 TRACES_KEPT = 4
@@ -63,11 +64,19 @@ class RunOptions(BaseModel):
     vram: str | None = None
     expert_budget: str | None = None
     slots: str | None = None
+    arrivals: str | None = None
+    batching: str | None = None
+    max_batch: int | None = Field(default=None, ge=1)
+    chunk: int | None = Field(default=None, ge=1)
+    slo: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    max_waiting: int | None = Field(default=None, ge=1)
+    kv: str | None = None
+    kv_reserve: str | None = None
     model: str | None = None
     weights_format: str | None = Field(default=None, alias="format")
     cost_of: str | None = None
     profile_trace: str | None = None
-    engine: str = next(iter(ENGINES))
+    engine: str = ENGINE_NAMES[0]
     seed: int = Field(default=0, ge=0)
 
     def given(self) -> dict[str, Any]:
@@ -81,26 +90,39 @@ class RunOptions(BaseModel):
             MoesimError, TraceError: As for ``moesim simulate``.
         """
         from moesim.simulator.commands.policies import choose_policies  # noqa: PLC0415  a cycle
+        from moesim.simulator.commands.serving import choose_serving  # noqa: PLC0415  the same
 
-        if self.engine not in ENGINES:
-            raise UnknownNameError("engine", self.engine, ENGINES)
+        if self.engine not in ENGINE_NAMES:
+            raise UnknownNameError("engine", self.engine, ENGINE_NAMES)
         chosen = choose_policies(
             self.system, self.runtime, self.cache, self.prefetch, self.schedule, self.policy_module
         )
+        chosen.policies["schedule"], serving = choose_serving(
+            chosen.policies["schedule"],
+            arrivals=self.arrivals,
+            requests=self.requests,
+            batching=self.batching,
+            max_batch=self.max_batch,
+            chunk=self.chunk,
+            slo=self.slo,
+            max_waiting=self.max_waiting,
+            kv_reserve=self.kv_reserve,
+        )
         return RunSpec(
-            trace=_load(self.trace, self.map, self.requests),
+            trace=_load(self.trace, self.map, self.requests if serving is None else None),
             trace_name=Path(self.trace).name,
             hardware=self.hardware,
             policies=chosen.policies,
             runtime=chosen.runtime,
             system=chosen.system,
-            memory=MemorySpec(self.vram, self.expert_budget, self.slots),
+            memory=MemorySpec(self.vram, self.expert_budget, self.slots, self.kv),
             model=self.model,
             weights_format=self.weights_format,
             cost_of=self.cost_of,
             profile_trace=_load(self.profile_trace, None, None) if self.profile_trace else None,
             engine=self.engine,
             seed=self.seed,
+            serving=serving,
         )
 
 
@@ -196,6 +218,8 @@ def _located(run: RunOptions, folder: Path) -> RunOptions:
     for axis in AXES:
         if spec := getattr(run, axis):
             found[axis] = _located_policy(spec, folder)
+    if run.arrivals:
+        found["arrivals"] = with_files(run.arrivals, lambda path: (folder / path).absolute())
     modules = tuple(_located_policy(spec, folder) for spec in run.policy_module)
     return run.model_copy(update={**found, "policy_module": modules})
 
@@ -209,4 +233,5 @@ def _located_policy(spec: str, folder: Path) -> str:
 @lru_cache(maxsize=TRACES_KEPT)
 def _load(path: str, mapping: str | None, requests: int | None) -> RoutingTrace:
     trace = load(path, mapping=parse_mapping(mapping) if mapping else None)
-    return trace if requests is None else trace.head(requests=requests)
+    kept = trace if requests is None else trace.head(requests=requests)
+    return kept.knowing(kept.content_hash())

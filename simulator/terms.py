@@ -60,6 +60,21 @@ class Phase(IntEnum):
     DECODE = 1
 
 
+class Slo(NamedTuple):
+    """What was promised to a request; None is no promise.
+
+    ``ttft_ns`` is the longest time to its first token, ``tpot_ns`` the longest mean time of the
+    tokens after it, ``e2e_ns`` the longest time to its last.
+    """
+
+    ttft_ns: int | None = None
+    tpot_ns: int | None = None
+    e2e_ns: int | None = None
+
+
+NO_PROMISE = Slo()
+
+
 class Verdict(IntEnum):
     """What a cache policy says of an expert that is about to be copied.
 

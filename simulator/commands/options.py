@@ -8,6 +8,7 @@ import typer
 POLICIES = "What decides"
 MEMORY = "How much memory (one of the three; all of the machine if left out)"
 COSTS = "What things cost"
+SERVING = "Who is served (one recorded request after another if left out)"
 OUTPUT = "What is written"
 
 Trace = Annotated[
@@ -124,11 +125,81 @@ ProfileTrace = Annotated[
     ),
 ]
 Engine = Annotated[
-    str, typer.Option("--engine", help="Simulator: clock, or simpy, the slower reference.")
+    str,
+    typer.Option(
+        "--engine",
+        help="Simulator: clock; simpy, the slower reference; or compiled, for built-in policies on "
+        "long traces and in sweeps (needs moesim[fast]; its first run compiles for half a minute).",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the policies' random streams.")]
 Requests = Annotated[
-    int | None, typer.Option("--requests", min=1, help="Replay only the first N requests.")
+    int | None,
+    typer.Option("--requests", min=1, help="Replay the first N requests, or let N arrive."),
+]
+Arrivals = Annotated[
+    str | None,
+    typer.Option(
+        "--arrivals",
+        help="poisson:rate=2, gamma:rate=2,cv=3, users:users=8,think=1 or file:LOG; each takes "
+        "prompt=N,output=N or lengths=LOG, and mix=TASK:WEIGHT/TASK:WEIGHT. Their routing is drawn "
+        "from the trace.",
+        rich_help_panel=SERVING,
+    ),
+]
+Batching = Annotated[
+    str | None,
+    typer.Option(
+        "--batching",
+        help="Which requests join: fcfs (default), shortest_first, slo_first, task_aware.",
+        rich_help_panel=SERVING,
+    ),
+]
+MaxBatch = Annotated[
+    int | None,
+    typer.Option("--max-batch", min=1, help="Requests that run together.", rich_help_panel=SERVING),
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk",
+        min=1,
+        help="Prompt tokens of a step at most; prompts are taken whole if left out.",
+        rich_help_panel=SERVING,
+    ),
+]
+SloOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slo",
+        help="[TASK:]ttft=MS,tpot=MS,e2e=MS: what is promised; repeated.",
+        rich_help_panel=SERVING,
+    ),
+]
+MaxWaiting = Annotated[
+    int | None,
+    typer.Option(
+        "--max-waiting",
+        min=1,
+        help="Refuse requests while so many wait.",
+        rich_help_panel=SERVING,
+    ),
+]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        "--kv",
+        help="VRAM for KV caches, such as 4GiB. Default: what the largest requests need together.",
+        rich_help_panel=SERVING,
+    ),
+]
+KvReserve = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-reserve",
+        help="What a request reserves: whole (default), or prompt, which may end out of memory.",
+        rich_help_panel=SERVING,
+    ),
 ]
 JsonOut = Annotated[
     str | None,

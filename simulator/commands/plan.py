@@ -1,4 +1,4 @@
-"""``moesim plan``: the cheapest machine and the least memory that meet an objective."""
+"""``moesim plan``: what it takes to meet an objective, and what fits."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -6,22 +6,28 @@ import typer
 
 from moesim.simulator.commands.options import (
     Cache,
+    Chunk,
     CostOf,
+    ExpertBudget,
     Mapping,
     Model,
     Prefetch,
     Requests,
     Runtime,
     Schedule,
+    Slots,
     SystemName,
     Trace,
+    Vram,
     WeightsFormat,
 )
 
 if TYPE_CHECKING:
     from moesim.simulator.planning import Candidate
+    from moesim.simulator.sweep_file import RunOptions
 
 OBJECTIVE = "What is asked for (at least one)"
+CAPACITY = "Or what fits, on every machine"
 
 
 def plan(
@@ -46,6 +52,38 @@ def plan(
         float | None,
         typer.Option("--ttft", help="Most ms to the first token.", rich_help_panel=OBJECTIVE),
     ] = None,
+    max_prompt: Annotated[
+        bool,
+        typer.Option("--max-prompt", help="How long a prompt fits.", rich_help_panel=CAPACITY),
+    ] = False,
+    max_batch: Annotated[
+        bool,
+        typer.Option(
+            "--max-batch",
+            help="How many requests of --context tokens fit together.",
+            rich_help_panel=CAPACITY,
+        ),
+    ] = False,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch", min=1, help="Requests of that prompt together.", rich_help_panel=CAPACITY
+        ),
+    ] = 1,
+    context: Annotated[
+        int,
+        typer.Option(
+            "--context", min=1, help="Tokens of prompt and answer.", rich_help_panel=CAPACITY
+        ),
+    ] = 4096,
+    output: Annotated[
+        int,
+        typer.Option("--output", min=1, help="Tokens of each answer.", rich_help_panel=CAPACITY),
+    ] = 1,
+    chunk: Chunk = None,
+    vram: Vram = None,
+    expert_budget: ExpertBudget = None,
+    slots: Slots = None,
     mapping: Mapping = None,
     requests: Requests = None,
     runtime: Runtime = None,
@@ -62,7 +100,10 @@ def plan(
     By halving, a dozen runs for each machine; says why for each. Exit code 1 if none will do.
 
     moesim plan TRACE --tpot 60 --hardware rtx4060-laptop=900 --hardware rtx4090=2600
+
+    moesim plan TRACE --max-prompt --slots 50% --hardware rtx4090
     """
+    from moesim.simulator.errors import InputError
     from moesim.simulator.planning import search
     from moesim.simulator.progress import progress
     from moesim.simulator.sweep_file import RunOptions
@@ -83,6 +124,24 @@ def plan(
         format=weights_format,
         cost_of=cost_of,
     )
+    if max_prompt or max_batch:
+        memory = {"vram": vram, "expert_budget": expert_budget, "slots": slots}
+        options = options.model_copy(update=memory)
+        lines = [
+            line
+            for candidate in candidates
+            for line in _capacity(
+                options.model_copy(update={"hardware": candidate.hardware}),
+                prompt=(batch, output) if max_prompt else None,
+                context=context if max_batch else None,
+                chunk=chunk,
+            )
+        ]
+        for line in lines:
+            console().print(line)
+        return
+    if vram or expert_budget or slots:
+        raise InputError("how much memory is what is searched for; it goes with --max-prompt alone")
     given = {"mean_tpot_ms": tpot, "p99_tpot_ms": p99_tpot, "mean_ttft_ms": ttft}
     limits = {name: limit for name, limit in given.items() if limit is not None}
     with progress("searching", None, "runs") as on_run:
@@ -98,6 +157,56 @@ def plan(
     runs = sum(verdict.runs for verdict in verdicts)
     found = verdicts[-1]
     out.print(f"cheapest: {found.candidate.hardware} with --slots {found.slots} ({runs} runs)")
+
+
+def _capacity(
+    options: "RunOptions",
+    *,
+    prompt: tuple[int, int] | None,
+    context: int | None,
+    chunk: int | None,
+) -> list[str]:
+    """Return what fits on a machine, in a line for each question.
+
+    Args:
+        options: The run; its hardware is the machine.
+        prompt: Requests that run together and output tokens of each, if prompts are asked for.
+        context: Tokens of each request, if the batch is asked for.
+        chunk: Prompt tokens of one step at most.
+    """
+    from moesim.hardware_profiles.units import format_bytes
+    from moesim.simulator.capacity import largest_batch, longest_prompt
+    from moesim.simulator.runs import costs_of
+
+    spec = options.run_spec()
+    costs = costs_of(spec)
+    answers = []
+    if prompt is not None:
+        batch, output = prompt
+        tokens, divided = longest_prompt(
+            spec.memory, costs, batch=batch, output_tokens=output, chunk=chunk
+        )
+        answers.append((f"prompts of up to {tokens} tokens, {batch} at a time", divided))
+    if context is not None:
+        count, divided = largest_batch(spec.memory, costs, context_tokens=context, chunk=chunk)
+        answers.append((f"up to {count} requests of {context} tokens together", divided))
+    lines = []
+    for answer, divided in answers:
+        if divided is None:
+            lines.append(f"{options.hardware}: nothing fits; give the experts less room")
+            continue
+        parts = [
+            f"{name} {format_bytes(size)}"
+            for name, size in (
+                ("experts", divided.expert_bytes),
+                ("dense", divided.dense_bytes),
+                ("KV", divided.kv_bytes),
+                ("workspace", divided.workspace_bytes),
+            )
+        ]
+        total = format_bytes(divided.total_bytes)
+        lines.append(f"{options.hardware}: {answer} ({', '.join(parts)} of {total})")
+    return lines
 
 
 def _candidate(text: str) -> "Candidate":

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from moesim.simulator.commands.options import (
+    Arrivals,
+    Batching,
     Cache,
+    Chunk,
     CostOf,
     CsvOut,
     Dark,
@@ -14,7 +17,11 @@ from moesim.simulator.commands.options import (
     ExpertBudget,
     Hardware,
     JsonOut,
+    Kv,
+    KvReserve,
     Mapping,
+    MaxBatch,
+    MaxWaiting,
     Model,
     Plot,
     PolicyModule,
@@ -25,6 +32,7 @@ from moesim.simulator.commands.options import (
     Runtime,
     Schedule,
     Seed,
+    SloOption,
     Slots,
     SystemName,
     Timeline,
@@ -57,6 +65,14 @@ def simulate(
     engine: Engine = "clock",
     seed: Seed = 0,
     requests: Requests = None,
+    arrivals: Arrivals = None,
+    batching: Batching = None,
+    max_batch: MaxBatch = None,
+    chunk: Chunk = None,
+    slo: SloOption = None,
+    max_waiting: MaxWaiting = None,
+    kv: Kv = None,
+    kv_reserve: KvReserve = None,
     json_out: JsonOut = None,
     csv_out: CsvOut = None,
     timeline: Timeline = None,
@@ -69,18 +85,32 @@ def simulate(
     moesim simulate TRACE --hardware rtx4090 --cache lru --vram 12GiB
 
     moesim simulate TRACE --hardware h100-sxm --system mixtral-offloading --slots 25% --plot out.png
+
+    moesim simulate TRACE --hardware h100-sxm --slots 50% --arrivals poisson:rate=2,requests=200
     """
     from moesim.simulator.commands.policies import choose_policies
+    from moesim.simulator.commands.serving import choose_serving
     from moesim.simulator.errors import UnknownNameError
     from moesim.simulator.memory import MemorySpec
-    from moesim.simulator.runs import ENGINES, RunSpec, prepare
+    from moesim.simulator.runs import ENGINE_NAMES, RunSpec, prepare
     from moesim.traces import load, parse_mapping
 
-    if engine not in ENGINES:
-        raise UnknownNameError("engine", engine, ENGINES)
+    if engine not in ENGINE_NAMES:
+        raise UnknownNameError("engine", engine, ENGINE_NAMES)
     chosen = choose_policies(system, runtime, cache, prefetch, schedule, policy_module or [])
     recorded = load(trace, mapping=parse_mapping(mapping) if mapping else None)
-    if requests is not None:
+    chosen.policies["schedule"], serving = choose_serving(
+        chosen.policies["schedule"],
+        arrivals=arrivals,
+        requests=requests,
+        batching=batching,
+        max_batch=max_batch,
+        chunk=chunk,
+        slo=slo or (),
+        max_waiting=max_waiting,
+        kv_reserve=kv_reserve,
+    )
+    if requests is not None and serving is None:
         recorded = recorded.head(requests=requests)
     spec = RunSpec(
         trace=recorded,
@@ -89,19 +119,20 @@ def simulate(
         policies=chosen.policies,
         runtime=chosen.runtime,
         system=chosen.system,
-        memory=MemorySpec(vram, expert_budget, slots),
+        memory=MemorySpec(vram, expert_budget, slots, kv),
         model=model,
         weights_format=weights_format,
         cost_of=cost_of,
         profile_trace=load(profile_trace) if profile_trace else None,
         engine=engine,
         seed=seed,
+        serving=serving,
     )
     _check_outputs(json_out, csv_out, timeline, plot)
     prepared = prepare(spec)
     from moesim.simulator.progress import progress
 
-    with progress("replaying", recorded.tokens, "tokens") as on_step:
+    with progress("replaying", prepared.tokens, "tokens") as on_step:
         result = prepared.replay(on_step=on_step, keep_spans=timeline is not None)
     _write(result, spec, json_out, csv_out, timeline, plot, dark=dark)
     if not quiet and json_out != "-":

@@ -55,9 +55,55 @@ def convert(
 
 
 @trace.command()
+def chunk(
+    given: Given,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; new.")],
+    rows: Annotated[
+        int, typer.Option(min=1, help="Rows of a chunk at most; requests stay whole.")
+    ] = 262_144,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Draw its requests again and again until there are so many rows: a synthetic "
+            "trace for benchmarks.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    ids_alone: Annotated[
+        bool, typer.Option("--ids-only", help="Leave gates and signals out.")
+    ] = False,
+    mapping: Mapping = None,
+) -> None:
+    """Write a trace as a folder of chunks, which replays in constant memory however long it is.
+
+    moesim trace chunk TRACE -o FOLDER
+
+    moesim trace chunk TRACE -o FOLDER --tokens 20000000 --ids-only
+    """
+    from moesim.traces.chunks import cut, write_chunks
+    from moesim.traces.redrawn import ids_only, redrawn
+
+    found = _load(given, mapping)
+    if ids_alone:
+        found = ids_only(found)
+    if tokens is None:
+        pieces = cut(found, rows)
+    else:
+        pieces = redrawn(found, tokens=tokens, seed=seed, rows=rows)
+    write_chunks(pieces, output)
+    written = _load(output, None)
+    typer.echo(f"{output}: {written.tokens} tokens of {written.requests} requests", err=True)
+
+
+@trace.command()
 def validate(given: Given, mapping: Mapping = None) -> None:
     """Check every array and row of a trace; the first fault is one line and exit code 1."""
     found = _load(given, mapping)
+    if found.known is not None:
+        from moesim.traces.chunks import check_whole
+
+        check_whole(found, given)
     typer.echo(f"{given.name}: valid, {found.tokens} tokens of {found.requests} requests")
 
 

@@ -48,6 +48,16 @@ class GroupedQuery(Strict):
         return biases[self.biases] + norms[self.qk_norm] + self.sinks * self.heads
 
     @property
+    def normalises_qk(self) -> bool:
+        """Whether queries and keys are normalised."""
+        return self.qk_norm != "none"
+
+    @property
+    def repeated_kv_bytes_per_token(self) -> int:
+        """KV cache of one position if each query head had its own; 0 where each has."""
+        return 2 * self.heads * self.head_dim * KV_BYTES * (self.kv_heads < self.heads)
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """KV cache of one position of one layer, 16 bits each."""
         return 2 * self.kv_heads * self.head_dim * KV_BYTES
@@ -94,6 +104,16 @@ class LatentAttention(Strict):
     def small_parameters(self, hidden: int) -> int:  # noqa: ARG002  # the same question as GQA's
         """Return how many parameters are in no matrix: the norms of the compressed vectors."""
         return self.kv_rank + (self.q_rank or 0)
+
+    @property
+    def normalises_qk(self) -> bool:
+        """Whether vectors are normalised on their way to queries and keys: the compressed are."""
+        return True
+
+    @property
+    def repeated_kv_bytes_per_token(self) -> int:
+        """Return 0: there is nothing to repeat."""
+        return 0
 
     @property
     def kv_bytes_per_token(self) -> int:

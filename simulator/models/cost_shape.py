@@ -27,6 +27,9 @@ class CostLayer:
         attention_flops_per_pair: Per (query, key) pair, all heads.
         windowed_kv_bytes_per_token: The same for attention that sees a window only.
         windowed_flops_per_pair: The same for attention that sees a window only.
+        qk_norms: How many of its decoder layers normalise queries and keys.
+        kv_repeats: How many have fewer heads of keys and values than of queries.
+        repeated_kv_bytes_per_token: KV cache per position if these had as many of both.
     """
 
     expert_bytes: int
@@ -37,6 +40,9 @@ class CostLayer:
     attention_flops_per_pair: int = 0
     windowed_kv_bytes_per_token: int = 0
     windowed_flops_per_pair: int = 0
+    qk_norms: int = 0
+    kv_repeats: int = 0
+    repeated_kv_bytes_per_token: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,9 @@ class ModelShape(NamedFile):
             attention_flops_per_pair=full * self.attention.flops_per_pair,
             windowed_kv_bytes_per_token=windowed * self.attention.kv_bytes_per_token,
             windowed_flops_per_pair=windowed * self.attention.flops_per_pair,
+            qk_norms=len(decoder_layers) * self.attention.normalises_qk,
+            kv_repeats=len(decoder_layers) * (self.attention.repeated_kv_bytes_per_token > 0),
+            repeated_kv_bytes_per_token=full * self.attention.repeated_kv_bytes_per_token,
         )
 
     def _format(self, name: str | None) -> Format:

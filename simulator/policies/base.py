@@ -18,8 +18,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from moesim.simulator.terms import Device, Phase, Verdict
+from moesim.simulator.terms import Device, Phase, Slo, Verdict
 from moesim.traces import RoutingTrace
+
+UNLIMITED_BYTES = 1 << 62
+"""Room for KV caches in a run that does not count it."""
 
 
 class Costs(Protocol):
@@ -71,6 +74,7 @@ class RunInfo:
             ``[l, a, b]``, in the profile trace; needs ``transitions``.
         future: The demands to come; needs ``future``.
         profile_trace: The profile trace itself, with its signals; needs ``profile``.
+        kv_bytes: Room for the KV caches of all requests together.
     """
 
     layers: int
@@ -84,6 +88,7 @@ class RunInfo:
     follows_LEE: np.ndarray[Any, np.dtype[np.int64]] | None = None
     future: Future | None = None
     profile_trace: RoutingTrace | None = None
+    kv_bytes: int = UNLIMITED_BYTES
 
     @property
     def equal_experts(self) -> bool:
@@ -126,6 +131,33 @@ class Residency(Protocol):
 
 
 @dataclass(slots=True)
+class Request:
+    """A request that has arrived and not ended. How long its answer will be nobody is told.
+
+    Attributes:
+        number: What facts and commands call it.
+        task: Label of its kind.
+        prompt_tokens: Length of its prompt; 0 where unknown.
+        arrived_ns: When it arrived.
+        slo: What was promised to it.
+        kv_bytes: What its KV cache reserves while it is served.
+        prompt_left: Prompt tokens that no step has taken.
+        tokens_out: Tokens that it has got.
+        began_ns: When it was first chosen; -1 while it waits.
+    """
+
+    number: int
+    task: str
+    prompt_tokens: int
+    arrived_ns: int
+    slo: Slo
+    kv_bytes: int
+    prompt_left: int
+    tokens_out: int = 0
+    began_ns: int = -1
+
+
+@dataclass(slots=True)
 class View:
     """The present, as a policy may see it. One object for the whole run, updated in place.
 
@@ -140,6 +172,8 @@ class View:
         queued_bytes: Copies handed over and not yet reported ended.
         predicted: How likely each expert is to be chosen at its layer's next turn, as the prefetch
             policy last judged; a prefetch policy that knows writes it, a cache policy may read it.
+        requests: Those that have arrived and not ended, by number.
+        kv_free_bytes: Room for the KV cache of requests that begin now.
     """
 
     residency: Residency
@@ -151,6 +185,8 @@ class View:
     signals: Mapping[str, Any] = field(default_factory=dict)
     queued_bytes: int = 0
     predicted: dict[int, float] = field(default_factory=dict)
+    requests: dict[int, Request] = field(default_factory=dict)
+    kv_free_bytes: int = UNLIMITED_BYTES
 
     @property
     def is_decode(self) -> bool:
@@ -164,6 +200,10 @@ class Evictable(Protocol):
     def __contains__(self, expert: int) -> bool: ...
 
     def __iter__(self) -> Iterator[int]: ...
+
+    def first(self, order: Iterable[int], count: int) -> list[int]:
+        """Return the first of an order that may leave, ``count`` of them if there are so many."""
+        ...
 
 
 class Demand(NamedTuple):
@@ -199,7 +239,8 @@ class Policy:
         needs: What the run must grant: ``future``, ``profile`` or ``transitions`` (a profile
             trace), or a signal of the trace by its name.
         does: What it may do beyond copying a demanded expert to the GPU: ``prefetch``,
-            ``cpu_experts``. Bounds allow what the policies of a run may do.
+            ``cpu_experts``, and, changing the text, ``reroute`` and ``skip``. Bounds allow what the
+            policies of a run may do.
         paper: Where the rule is defined.
         timing_free: Whether decisions depend on the order of demands alone, never on times.
     """
@@ -217,6 +258,19 @@ class Policy:
         """
         return cls.needs
 
+    @classmethod
+    def does_for(cls, options: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG003  for subclasses
+        """Return what it may do under these options, defaults included.
+
+        That is ``does``, unless a class overrides this; then ``does`` is all that it may ever do.
+        """
+        return cls.does
+
+
+def overrides(policy: object, base: type, hook: str) -> bool:
+    """Return whether a policy does anything in a hook; those that don't are not called."""
+    return getattr(type(policy), hook) is not getattr(base, hook)
+
 
 class CachePolicy(Policy):
     """Decides what stays in VRAM.
@@ -225,6 +279,10 @@ class CachePolicy(Policy):
     order; then, for each miss, ``admit``, ``choose_victim`` as often as room is needed (each victim
     answered by ``on_evict``) and ``on_admit``; ``on_event_end`` once all is handed over.
     A prefetched expert is admitted the same way, without a touch.
+
+    ``on_touches`` and ``make_room`` take a whole event at once. They are shortcuts: a class may
+    have them beside the hooks they stand for, must come to the same, and a class derived from it
+    that has such a hook of its own is asked one by one.
     """
 
     def __init__(self, run: RunInfo) -> None:
@@ -246,15 +304,19 @@ class CachePolicy(Policy):
         """Return whether an expert about to be copied is kept or only passes through staging."""
         return Verdict.KEEP
 
+    def rebalance(self, view: View) -> Sequence[int]:
+        """Return experts to bring in as a step begins, in order, whether or not it demands them.
+
+        Those not in VRAM are copied at once, with victims where there is no room; one for which
+        nothing may leave stays out, and may be asked for again. The bytes count as rebalancing.
+        """
+        return ()
+
     def on_touch(self, expert: int, view: View) -> None:
         """Learn that a token of this event chose the expert."""
 
     def on_touches(self, experts: Sequence[int], view: View) -> None:
-        """Learn all touches of an event at once; a class may do so faster than one by one.
-
-        It must come to the same. A class that inherits this and has an ``on_touch`` of its own is
-        told one by one.
-        """
+        """Learn all touches of an event at once: ``on_touch`` for each."""
         for expert in experts:
             self.on_touch(expert, view)
 
@@ -270,6 +332,39 @@ class CachePolicy(Policy):
     def choose_victim(self, evictable: Evictable, view: View) -> int:
         """Return the expert to give up, one of those offered."""
         raise NotImplementedError
+
+    def make_room(
+        self, coming: Sequence[int], count: int, evictable: Evictable, view: View
+    ) -> Sequence[int]:
+        """Admit all missing experts of an event, which are kept, and return who leaves for them.
+
+        Stands for ``on_admit`` of those that come, and ``choose_victim`` and ``on_evict`` of those
+        that leave. Asked where all experts of the pool are of one size; never called in a class
+        that does not override it.
+
+        Args:
+            coming: The experts, just touched, in order of first occurrence.
+            count: How many must leave; as many may.
+            evictable: Who may.
+            view: The present.
+        """
+        raise NotImplementedError
+
+
+def has_shortcut(cache: CachePolicy, shortcut: str, *hooks: str) -> bool:
+    """Return whether a shortcut of a cache policy counts for the hooks that it stands for.
+
+    It does if no class derived from the one that has it has such a hook of its own.
+    """
+    for cls in type(cache).__mro__:
+        if shortcut in vars(cls):
+            return cls is not CachePolicy
+        if any(hook in vars(cls) for hook in hooks):
+            return False
+    return False
+
+
+_new = tuple.__new__  # half the time of Group(...), which is Python
 
 
 class Wish(NamedTuple):
@@ -317,28 +412,72 @@ class PrefetchPolicy(Policy):
 
 
 class Group(NamedTuple):
-    """Experts that run as one launch on one device."""
+    """Experts that run on one device, as one launch or, if ``each``, as one launch for each."""
 
     device: Device
     experts: Sequence[int]
+    each: bool = False
 
 
-def one_by_one(device: Device, experts: Iterable[int]) -> list[Group]:
-    """Return a launch for each expert."""
-    new = tuple.__new__  # half the time of Group(...), which is Python
-    return [new(Group, (device, (expert,))) for expert in experts]
+def one_by_one(device: Device, experts: Sequence[int]) -> list[Group]:
+    """Return a launch for each expert, one after another."""
+    return [_new(Group, (device, experts, True))]
+
+
+class Turn(NamedTuple):
+    """One request's place in a step; ``chunk`` caps its prompt tokens, None takes all left."""
+
+    request: int
+    chunk: int | None = None
 
 
 class SchedulePolicy(Policy):
-    """Decides where the experts of a layer run, and in which order."""
+    """Decides which requests form a step, where the experts of a layer run, and in which order.
+
+    Attributes:
+        counts_served: Whether a cache policy is told of the experts that serve (``reroute``) in
+            place of those that the router chose.
+    """
+
+    counts_served: ClassVar[bool] = False
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run
+
+    def reroute(
+        self, chosen: Sequence[int], gates: Sequence[float], view: View
+    ) -> Sequence[tuple[int, int | None]]:
+        """Return changes of a router's choices, for lossy systems: called before ``plan``.
+
+        What is demanded, copied and computed is what this leaves. A token's gates are then the
+        router's probabilities of the experts it has, scaled to the sum that its gates had.
+
+        Args:
+            chosen: The router's choices in touch order, ``run.top_k`` of each token.
+            gates: Their weights, or empty.
+            view: The present; ``view.layer`` is the layer.
+
+        Returns:
+            changes: By place in ``chosen``: another expert of the layer, which the token does not
+                have, or None, which skips the choice. Needs ``does`` to say so.
+        """
+        return ()
 
     def plan(self, demand: Demand, view: View) -> Sequence[Group]:
         """Return launches in order; every expert of ``demand.experts`` stands in exactly one."""
         raise NotImplementedError
 
-    def form(self, waiting: Sequence[int], running: Sequence[int], view: View) -> Sequence[int]:
-        """Return the requests of the next step: the running one, else the first to wait."""
+    def form(
+        self, waiting: Sequence[int], running: Sequence[int], view: View
+    ) -> Sequence[int | Turn]:
+        """Return the requests of the next step: the running one, else the first to wait.
+
+        Asked when a step has ended and when a request arrives while none is under way. Those that
+        begin must fit into ``view.kv_free_bytes`` together; nothing to choose is a wait.
+
+        Args:
+            waiting: Those that no step has had, in order of arrival.
+            running: Those that have begun, in that order.
+            view: The present; ``view.requests`` says what is known of each.
+        """
         return running[:1] or waiting[:1]

@@ -11,12 +11,16 @@ from moesim.simulator.policies.base import (
     CachePolicy,
     Demand,
     Evictable,
+    Group,
     PrefetchPolicy,
     Question,
     RunInfo,
+    SchedulePolicy,
+    Turn,
     View,
     Wish,
 )
+from moesim.simulator.policies.quotas import staging_bytes, trim
 from moesim.simulator.terms import Verdict
 
 
@@ -43,6 +47,10 @@ class CacheGuard(CachePolicy):
         """Return what the policy inside says."""
         return self.inner.admit(expert, view)
 
+    def rebalance(self, view: View) -> Sequence[int]:
+        """Return what the policy inside brings in."""
+        return self.inner.rebalance(view)
+
     def on_touch(self, expert: int, view: View) -> None:
         """Tell the policy inside."""
         self.inner.on_touch(expert, view)
@@ -62,6 +70,34 @@ class CacheGuard(CachePolicy):
     def choose_victim(self, evictable: Evictable, view: View) -> int:
         """Return what the policy inside gives up."""
         return self.inner.choose_victim(evictable, view)
+
+
+class StagedGuard(CacheGuard):
+    """A cache policy that sends some of what the one inside would keep through staging.
+
+    Staging is taken from the policy's room, unless it has some of its own.
+    """
+
+    def __init__(self, run: RunInfo, inner: CachePolicy, staging: int | None) -> None:
+        super().__init__(run, inner)
+        self._staging_bytes = inner.staging_bytes() or staging_bytes(run, staging)
+        room_bytes = run.budget_bytes - self._staging_bytes
+        self._room_L = self.quotas_L() or [room_bytes] * run.layers
+
+    def staging_bytes(self) -> int:
+        """Return the policy's own staging, or the guard's."""
+        return self._staging_bytes
+
+    def quotas_L(self) -> Sequence[int] | None:
+        """Return the policy's quotas, less what staging takes."""
+        quotas_L = self.inner.quotas_L()
+        if quotas_L is None:
+            return None
+        return trim(self.run, quotas_L, self.run.budget_bytes - self._staging_bytes)
+
+    def may_keep(self, expert: int) -> bool:
+        """Return whether staging has left the pool of an expert any room for it."""
+        return self._room_L[self.run.layer(expert)] >= self.run.size(expert)
 
 
 class PrefetchGuard(PrefetchPolicy):
@@ -99,3 +135,23 @@ class PrefetchGuard(PrefetchPolicy):
     def on_answer(self, name: str, answer: Any, view: View) -> Iterable[Wish]:  # noqa: ANN401
         """Return what is let through of what the policy inside wants now."""
         return self.let_through(self.inner.on_answer(name, answer, view), view)
+
+
+class ScheduleGuard(SchedulePolicy):
+    """A schedule policy that forms steps and plans layers as the one inside does."""
+
+    does = frozenset()
+
+    def __init__(self, run: RunInfo, inner: SchedulePolicy) -> None:
+        super().__init__(run)
+        self.inner = inner
+
+    def plan(self, demand: Demand, view: View) -> Sequence[Group]:
+        """Return the plan of the policy inside."""
+        return self.inner.plan(demand, view)
+
+    def form(
+        self, waiting: Sequence[int], running: Sequence[int], view: View
+    ) -> Sequence[int | Turn]:
+        """Return the step of the policy inside."""
+        return self.inner.form(waiting, running, view)

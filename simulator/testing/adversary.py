@@ -26,6 +26,7 @@ from moesim.simulator.messages import (
     LayerDone,
     RequestArrived,
     RequestEnded,
+    Reroute,
     Run,
     RunBegan,
     StepBegan,
@@ -260,7 +261,7 @@ class AdversarialDriver:
                 self._form = command
             case LayerDone():
                 self._done_layer = command.layer
-            case Wait():
+            case Wait() | Reroute():
                 pass
             case _:
                 raise AssertionError(f"no policy of today's controller commands {command}")

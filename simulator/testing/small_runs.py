@@ -1,6 +1,7 @@
 """Small runs, set up in one call: a trace, three policies, a budget in slots, round costs."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
@@ -10,12 +11,14 @@ from moesim.simulator.costs import CostModel
 from moesim.simulator.engine_counts import count
 from moesim.simulator.errors import InputError
 from moesim.simulator.host import Host
-from moesim.simulator.memory import MemoryPlan
-from moesim.simulator.messages import Command, Copy, LayerDone, Run
+from moesim.simulator.memory import MemoryPlan, MemorySpec
+from moesim.simulator.messages import Command, Copy, LayerDone, Reroute, Run
 from moesim.simulator.models.cost_shape import CostShape
 from moesim.simulator.policies.base import Policy
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.runs import ENGINES, Prepared, RunSpec
+from moesim.simulator.serving.setup import serve
+from moesim.simulator.serving.spec import Serving
 from moesim.simulator.testing.adversary import AdversarialDriver, Choose
 from moesim.simulator.testing.tiny import tiny_trace
 from moesim.simulator.testing.witness import Witness
@@ -61,6 +64,9 @@ def small_run(
     profile_trace: RoutingTrace | None = None,
     ask_ns: Mapping[str, int] | None = None,
     seed: int = 0,
+    serving: Serving | None = None,
+    kv: str | None = None,
+    kv_bytes_per_token: int = 0,
 ) -> Prepared:
     """Return a run that is ready to be driven: ``controller()`` and ``workload()`` are fresh ones.
 
@@ -77,7 +83,10 @@ def small_run(
         window_bytes: Prefetches handed over at a time.
         profile_trace: What offline-profiled policies read; another tiny trace by default.
         ask_ns: How long each kind of ask takes.
-        seed: Of the policies' random streams.
+        seed: Of the policies' random streams, and of arrivals.
+        serving: Who arrives; one recorded request after another by default.
+        kv: Room for their KV caches.
+        kv_bytes_per_token: What a position of context takes of it in each layer.
     """
     sizes_L = list(expert_bytes_L or [EXPERT_BYTES] * trace.layers)
     shape = CostShape.from_bytes(
@@ -88,6 +97,8 @@ def small_run(
         name="round",
         head_bytes=HEAD_BYTES,
     )
+    layers = [replace(layer, kv_bytes_per_token=kv_bytes_per_token) for layer in shape.layers]
+    shape = replace(shape, layers=tuple(layers))
     costs = CostModel(round_machine(**(machine or {})), round_runtime(**(runtime or {})), shape)
     if window_bytes is not None:
         costs.window_bytes = window_bytes
@@ -110,7 +121,13 @@ def small_run(
         profile_trace=profile_trace,
         seed=seed,
         ask_ns=ask_ns or {},
+        serving=serving,
     )
+    if serving is not None:
+        given = MemorySpec(expert_budget=f"{budget_bytes}B", kv=kv)
+        served = serve(serving, trace, policies, costs, given, seed=seed)
+        memory = served.memory
+        return Prepared(spec, costs.profile, costs.runtime, costs, memory, policies, [], served)
     fixed_bytes = shape.resident_bytes + costs.workspace_bytes
     memory = MemoryPlan(
         total_bytes=fixed_bytes + budget_bytes,
@@ -156,6 +173,7 @@ def engine(
         compute=controller.compute,
         ask_ns=run.spec.ask_ns,
         keep_spans=keep_spans,
+        terms=None if run.served is None else run.served.terms,
     )
 
 
@@ -167,7 +185,7 @@ def counted(run: Prepared) -> Controller:
 
 
 def decisions(commands: Iterable[Command]) -> list[tuple[object, ...]]:
-    """Return what was decided, in order: copies, runs and layers done, without their numbers."""
+    """Return what was decided, in order: copies, runs, changed choices, layers done, unnumbered."""
     decided: list[tuple[object, ...]] = []
     for command in commands:
         match command:
@@ -175,6 +193,8 @@ def decisions(commands: Iterable[Command]) -> list[tuple[object, ...]]:
                 decided.append(("copy", command.expert, command.dst, command.cause))
             case Run():
                 decided.append(("run", command.experts, command.tokens, command.device))
+            case Reroute():
+                decided.append(("reroute", command.layer, command.changes))
             case LayerDone():
                 decided.append(("done", command.layer))
             case _:

@@ -84,7 +84,7 @@ def tiny_trace(
     The tasks prefer different experts and a token resembles the one before it, so that caches have
     something to keep. ``look_in_TLHM`` promises the next two layers, its first k about four times
     in five rightly; ``router_probs_TLE`` and the ``router_top`` pair reproduce ids and gates;
-    ``embedding_TD`` is random.
+    ``embedding_TD`` is random; ``predicted_use_RLE`` tells each request's uses when it arrives.
 
     >>> tiny_trace().validate("tiny")
     """
@@ -115,12 +115,15 @@ def tiny_trace(
         "look_in_TLHM": look_TLHM,
         "look_in_score_TLHM": score_TLHM,
     }
+    use_RLE = np.zeros((trace.requests, layers, experts), np.float16)
+    np.add.at(use_RLE, (trace.request_T[:, None, None], np.arange(layers)[:, None], expert_TLK), 1)
     header = trace.header.model_copy(
         update={
             "selection": SelectionRule(score="softmax", normalise=True),
             "signals": {
                 **dict.fromkeys(routed, spec),
                 "embedding_TD": spec.model_copy(update={"known_at": "step_begin"}),
+                "predicted_use_RLE": spec.model_copy(update={"known_at": "request_arrived"}),
             },
         }
     )
@@ -128,7 +131,7 @@ def tiny_trace(
         trace,
         header=header,
         gate_TLK=chosen_TLK / chosen_TLK.sum(axis=2, keepdims=True),
-        signals={**routed, "embedding_TD": embedding_TD},
+        signals={**routed, "embedding_TD": embedding_TD, "predicted_use_RLE": use_RLE},
     )
 
 
@@ -138,8 +141,8 @@ def rename_experts(trace: RoutingTrace, new_LE: NDArray[np.int64]) -> RoutingTra
     old_LE = np.argsort(new_LE, axis=1)
     at_L1 = np.arange(layers)[:, None]
     signals = dict(trace.signals)
-    if "router_probs_TLE" in signals:
-        signals["router_probs_TLE"] = signals["router_probs_TLE"][:, at_L1, old_LE]
+    for name in signals.keys() & {"router_probs_TLE", "predicted_use_RLE"}:
+        signals[name] = signals[name][:, at_L1, old_LE]
     if "router_top_TLM" in signals:
         signals["router_top_TLM"] = new_LE[at_L1, signals["router_top_TLM"]].astype(np.int16)
     if "look_in_TLHM" in signals:

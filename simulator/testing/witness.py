@@ -58,6 +58,8 @@ class Witness:
         self._brought: dict[int, int] = {}  # expert -> the copy that did it
         self._in_step = False
         self._layer = -1  # the layer that is routed and not done
+        self._lossy = controller.lossy
+        self._chosen: list[int] = []  # of that layer, in touch order
         self._to_run: dict[int, int] = {}  # demanded, not handed over -> tokens
         self._was_here: set[int] = set()  # in the cache when the event began
         self._copied: set[int] = set()  # demand copies of the event
@@ -131,8 +133,13 @@ class Witness:
         assert self._layer < 0, f"layer {fact.layer} was routed and {self._layer} was not done"
         self._end_event()
         self._layer = fact.layer
+        self._chosen = list(fact.experts)
         self._to_run = dict(Counter(fact.experts))
         self._was_here = {expert for expert in self._to_run if self._is_here(expert)}
+        if self._lossy:
+            rooms = self._residency.cache_L[fact.layer].rooms
+            staged = self._residency.staging.rooms
+            self._was_here |= {expert for expert in [*rooms, *staged] if self._is_here(expert)}
 
     def _is_here(self, expert: int) -> bool:
         """Return whether the expert has room that it cannot lose by what was just reported.
@@ -166,9 +173,25 @@ class Witness:
         elif isinstance(command, Ask):
             self._asked.add(command.n)
         elif isinstance(command, Reroute):
-            raise AssertionError("law 2: choices were rerouted by policies that do not say so")  # noqa: TRY004
+            self._check_reroute(command)
         if isinstance(command, Numbered):
             self._kinds.append(type(command))
+
+    def _check_reroute(self, command: Reroute) -> None:
+        """Take what a lossy schedule made of the choices for what is demanded."""
+        assert self._lossy, "law 2: choices were rerouted by policies that do not say so"
+        assert command.layer == self._layer, f"law 2: {command}, but layer {self._layer} waits"
+        assert not self._reads, f"law 2: {command} after runs of its layer"
+        assert not self._copied, f"law 2: {command} after copies of its layer"
+        served: list[int | None] = [*self._chosen]
+        for at, expert in command.changes:
+            assert 0 <= at < len(served), f"law 2: {command} changes choice {at}"
+            means = "skip" if expert is None else "reroute"
+            assert means in self._lossy, f"law 2: choices may not be changed by {means}: {command}"
+            if expert is not None:
+                assert self._residency.layer(expert) == self._layer, f"law 2: {command}"
+            served[at] = expert
+        self._to_run = dict(Counter(expert for expert in served if expert is not None))
 
     def _check_after(self, command: Copy | Run, kind: type) -> None:
         for n in command.after:

@@ -16,8 +16,8 @@ from moesim.traces import RoutingTrace, synthetic
 Replay = Callable[..., Counts]
 
 CACHES = registry.names("cache")
-WITH_STAGING = ("insert_cap", "static", "transient")
-WITH_QUOTAS = ("quota_dp", "router_score")  # every layer is given one token's experts at least
+WITH_STAGING = ("insert_cap", "periodic", "prompts_pass", "static", "transient")
+WITH_QUOTAS = ("lcp", "quota_dp", "router_score")  # every layer is given one token's experts at least
 ONLINE = ["lru", "fifo", "lfu", "lfu:count=lifetime", "lfu:decay=0.99", "lfru", "lfu:decay=0.5"]
 
 

@@ -86,15 +86,17 @@ class Reference:
             self._call(facts, now_ns, commands)
         self._time()
 
-    def _rows(self) -> list[tuple[int, int, int]]:
-        """Return (tokens, context, gives a token) of each step, in the order served."""
+    def _rows(self) -> list[tuple[int, int, int, bool]]:
+        """Return (tokens, context, gives a token, is a prompt) of each step as it is served."""
         trace, rows = self.trace, []
         for request in range(trace.requests):
             mine = trace.request_T == request
             steps = sorted(set(trace.step_T[mine].tolist()))
             for step in steps:
                 of_step = mine & (trace.step_T == step)
-                rows.append((int(of_step.sum()), int(trace.position_T[of_step].max()) + 1, 1))
+                is_prompt = bool(trace.is_prefill_T[of_step].any())
+                context = int(trace.position_T[of_step].max()) + 1
+                rows.append((int(of_step.sum()), context, 1, is_prompt))
         return rows
 
     def _call(self, facts: list[Fact], now_ns: int, commands: list[Command]) -> None:
@@ -116,7 +118,8 @@ class Reference:
                     self._time()
                     free_ns = max(free_ns, job.ends_ns)
             elif isinstance(command, Run):
-                free_ns += costs.launch_run_ns(len(command.experts))
+                _, _, _, is_prompt = self.step
+                free_ns += costs.launch_run_ns(len(command.experts), is_prompt=is_prompt)
                 layer = command.experts[0] // self.trace.experts
                 if command.device.kind == "gpu":
                     ns = costs.experts_gpu_ns(layer, command.tokens)
@@ -133,8 +136,9 @@ class Reference:
         self.launched.append(self.kernel)
 
     def _launch(self, layer: int, free_ns: int) -> int:
-        tokens, context, gives = self.step
-        free_ns += self.costs.launch_layer_ns
+        tokens, context, gives, is_prompt = self.step
+        costs = self.costs
+        free_ns += costs.launch_prompt_layer_ns if is_prompt else costs.launch_layer_ns
         if layer < self.trace.layers:
             job = Job("gpu", layer, self.costs.attention_ns(layer, tokens, context, 1), free_ns)
         else:
@@ -155,7 +159,7 @@ class Reference:
             for job in waiting:
                 heads.setdefault(job.server, job)
             may_begin = [
-                (max([job.issued_ns, free_ns[job.server], *(ends_ns[n] for n in job.after)]), job)
+                (max([job.issued_ns, free_ns[job.server], *self._awaited(job, ends_ns)]), job)
                 for job in heads.values()
                 if all(n in ends_ns for n in job.after)
             ]
@@ -166,12 +170,18 @@ class Reference:
                 ns = costs.copy_ns(job.ns, after_pause=paused)
                 copies.append(job)
             elif job.server == "gpu" and any(c.begins_ns <= begins_ns < c.ends_ns for c in copies):
-                ns = costs.slowed_ns(ns)
+                ns = costs.slowed_ns(ns, is_run=isinstance(job.label, Run))
             job.begins_ns, job.ends_ns = begins_ns, begins_ns + ns
             free_ns[job.server] = job.ends_ns
             if job.number:
                 ends_ns[job.number] = job.ends_ns
             waiting.remove(job)
+
+
+    def _awaited(self, job: Job, ends_ns: dict[int, int]) -> list[int]:
+        """Return from when each job that this one waits for lets it begin."""
+        more_ns = self.costs.run_after_copy_ns if job.server == "gpu" else 0
+        return [ends_ns[n] + more_ns for n in job.after]
 
 
 def check_calls(run: Prepared, reference: Reference, calls: list[Any]) -> None:
@@ -279,11 +289,15 @@ def test_every_time_is_that_of_the_reference(data: st.DataObject) -> None:
             "launch_layer_ns": draw(durations),
             "launch_run_ns": draw(durations),
             "launch_per_expert_ns": draw(durations),
+            "launch_prompt_layer_ns": draw(durations),
+            "launch_prompt_expert_ns": draw(durations),
             "router_wait_ns": draw(durations),
             "poll_ns": draw(durations),
             "dense_fixed_ns": draw(st.integers(1, 6)),
             "expert_fixed_ns": draw(st.integers(1, 6)),
             "head_fixed_ns": draw(st.integers(1, 6)),
+            "expert_after_copy_ns": draw(durations),
+            "expert_while_copying_ns": draw(durations),
             "hand_over_ns": draw(durations),
             "notice_ns": draw(durations),
             "decision_ns": (draw(durations), draw(st.integers(0, 1)), draw(st.integers(0, 1))),

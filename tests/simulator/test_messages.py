@@ -230,8 +230,8 @@ def test_a_driver_refuses_what_it_does_not_do() -> None:
     """A prompt chunk that was not recorded is refused by name."""
     controller = Scripted({})
     workload = Workload(tiny_trace())
-    with pytest.raises(CapabilityError, match="prompt chunks"):
-        workload.begin(FormStep((0,), (7,)))
+    with pytest.raises(CapabilityError, match="cut to 3 prompt tokens"):
+        workload.begin(FormStep((0,), (3,)))
     assert controller.initial() == ()
 
 

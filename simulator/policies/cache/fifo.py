@@ -1,6 +1,7 @@
 """Evict the expert that came in first."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
 from moesim.simulator.policies.quotas import PerPool, Scope, split
@@ -41,3 +42,14 @@ class FirstInFirstOut(CachePolicy):
             if expert in evictable:
                 return expert
         raise LookupError
+
+    def make_room(
+        self, coming: Sequence[int], count: int, evictable: Evictable, view: View
+    ) -> Sequence[int]:
+        """Return the first to have come of those that may leave, and queue those that come."""
+        arrivals = self._arrivals.of(coming[0])
+        victims = evictable.first(arrivals, count)
+        for victim in victims:
+            del arrivals[victim]
+        arrivals.update(dict.fromkeys(coming))
+        return victims

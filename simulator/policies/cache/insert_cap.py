@@ -1,17 +1,14 @@
 """Let only a few of a layer's misses into the cache; the others pass through staging."""
 
-from collections.abc import Sequence
-
 from moesim.simulator.errors import InputError
 from moesim.simulator.policies.base import CachePolicy, RunInfo, View
-from moesim.simulator.policies.guards import CacheGuard
-from moesim.simulator.policies.quotas import staging_bytes, trim
+from moesim.simulator.policies.guards import StagedGuard
 from moesim.simulator.terms import Verdict
 
 __all__ = ["InsertCap"]
 
 
-class InsertCap(CacheGuard):
+class InsertCap(StagedGuard):
     """At most ``limit`` insertions between one router and the next, prefetches included.
 
     What the guarded policy itself sends through staging does not count. Staging is taken from the
@@ -27,33 +24,18 @@ class InsertCap(CacheGuard):
     def __init__(
         self, run: RunInfo, inner: CachePolicy, *, limit: int = 2, staging: int | None = None
     ) -> None:
-        super().__init__(run, inner)
+        super().__init__(run, inner, staging)
         if limit < 0:
             raise InputError(f"cache policy insert_cap: option limit={limit}: expected at least 0")
         self._limit = limit
-        self._staging_bytes = inner.staging_bytes() or staging_bytes(run, staging)
-        room_bytes = run.budget_bytes - self._staging_bytes
-        self._room_L = self.quotas_L() or [room_bytes] * run.layers
         self._event = -1
         self._inserted = 0
-
-    def staging_bytes(self) -> int:
-        """Return the policy's own staging, or the guard's."""
-        return self._staging_bytes
-
-    def quotas_L(self) -> Sequence[int] | None:
-        """Return the policy's quotas, less what staging takes."""
-        quotas_L = self.inner.quotas_L()
-        if quotas_L is None:
-            return None
-        return trim(self.run, quotas_L, self.run.budget_bytes - self._staging_bytes)
 
     def admit(self, expert: int, view: View) -> Verdict:
         """Return what the policy says while the event's insertions last."""
         if view.event != self._event:
             self._event, self._inserted = view.event, 0
-        fits = self._room_L[self.run.layer(expert)] >= self.run.size(expert)
-        if not fits or self._inserted >= self._limit:
+        if not self.may_keep(expert) or self._inserted >= self._limit:
             return Verdict.TRANSIENT
         verdict = self.inner.admit(expert, view)
         self._inserted += verdict is Verdict.KEEP

@@ -1,5 +1,8 @@
 """Evict the expert that was used least often."""
 
+from collections.abc import Sequence
+
+from moesim.simulator.choices import by_last_touch
 from moesim.simulator.errors import InputError
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
 from moesim.simulator.policies.order import Key, LowestFirst
@@ -61,6 +64,11 @@ class LeastFrequentlyUsed(CachePolicy):
         self._uses.add(expert, event, self._weight)
         self._serial += 1
         self._touched[expert] = self._serial
+
+    def on_touches(self, experts: Sequence[int], view: View) -> None:
+        """Count a use of each expert, in order of their last touches."""
+        for expert in by_last_touch(experts):
+            self.on_touch(expert, view)
 
     def on_admit(self, expert: int, view: View) -> None:
         """Rank the expert; a prefetched one is the youngest of its uses."""

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from moesim.simulator.choices import by_last_touch
 from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
 from moesim.simulator.policies.quotas import PerPool, Scope, split
 
@@ -39,10 +40,12 @@ class LeastRecentlyUsed(CachePolicy):
         if not experts:
             return
         ages = self._ages.of(experts[0])
-        ages.update(dict.fromkeys(experts))
         rejuvenate = ages.move_to_end
-        for expert in experts:
-            rejuvenate(expert)
+        for expert in by_last_touch(experts):
+            if expert in ages:
+                rejuvenate(expert)
+            else:
+                ages[expert] = None
 
     def on_admit(self, expert: int, view: View) -> None:
         """Let a prefetched expert in at the young end; one just touched is there already."""
@@ -58,3 +61,13 @@ class LeastRecentlyUsed(CachePolicy):
             if expert in evictable:
                 return expert
         raise LookupError
+
+    def make_room(
+        self, coming: Sequence[int], count: int, evictable: Evictable, view: View
+    ) -> Sequence[int]:
+        """Return the oldest that may leave; those that come were touched and are there already."""
+        ages = self._ages.of(coming[0])
+        victims = evictable.first(ages, count)
+        for victim in victims:
+            del ages[victim]
+        return victims

@@ -56,8 +56,8 @@ class Oracle(PrefetchPolicy):
                 yield Wish(expert, event)
 
     def _foresee(self, demanded: Sequence[int]) -> list[int]:
-        if not demanded:
-            return []
+        if not demanded or (self._recall == 1 and not self._wrong_per_right):
+            return list(demanded)
         rng = self.run.rng
         drawn = rng.random(len(demanded)) < self._recall
         named = [expert for expert, is_named in zip(demanded, drawn, strict=True) if is_named]

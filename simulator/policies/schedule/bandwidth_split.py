@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from moesim.simulator.policies.base import Demand, Group, RunInfo, SchedulePolicy, View
+from moesim.simulator.policies.base import Demand, Group, RunInfo, SchedulePolicy, View, one_by_one
 from moesim.simulator.terms import CPU, GPU
 
 __all__ = ["BandwidthSplit"]
@@ -35,7 +35,7 @@ class BandwidthSplit(SchedulePolicy):
         if demand.hits:
             groups.append(Group(GPU, demand.hits))
         coming = (*demand.late, *demand.partial, *to_gpu)
-        return [*groups, *(Group(GPU, (expert,)) for expert in coming)]
+        return [*groups, *one_by_one(GPU, coming)]
 
     def _copied(self, layer: int, misses: int) -> int:
         copy_ns = self.run.costs.copy_ns(self.run.expert_bytes_L[layer])

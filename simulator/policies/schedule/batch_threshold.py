@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from moesim.simulator.errors import InputError
-from moesim.simulator.policies.base import Demand, Group, RunInfo, SchedulePolicy, View
+from moesim.simulator.policies.base import Demand, Group, RunInfo, SchedulePolicy, View, one_by_one
 from moesim.simulator.terms import CPU, GPU
 
 __all__ = ["BatchThreshold"]
@@ -34,4 +34,4 @@ class BatchThreshold(SchedulePolicy):
         if demand.hits:
             groups.append(Group(GPU, demand.hits))
         coming = [*demand.late, *demand.partial, *(() if is_small else demand.misses)]
-        return [*groups, *(Group(GPU, (expert,)) for expert in coming)]
+        return [*groups, *one_by_one(GPU, coming)]

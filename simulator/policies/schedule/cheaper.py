@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from moesim.simulator.policies.base import Demand, Group, RunInfo, SchedulePolicy, View
+from moesim.simulator.policies.base import Demand, Group, RunInfo, SchedulePolicy, View, one_by_one
 from moesim.simulator.terms import CPU, GPU
 
 __all__ = ["Cheaper"]
@@ -35,8 +35,7 @@ class Cheaper(SchedulePolicy):
         groups = [Group(CPU, to_cpu)] if to_cpu else []
         if demand.hits:
             groups.append(Group(GPU, demand.hits))
-        groups += [Group(GPU, (expert,)) for expert in (*demand.late, *demand.partial, *to_gpu)]
-        return groups
+        return [*groups, *one_by_one(GPU, (*demand.late, *demand.partial, *to_gpu))]
 
     def _divide(self, demand: Demand, view: View) -> tuple[list[int], list[int]]:
         """Return the misses that go to the GPU and those that go to the CPU."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View
+from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View, one_by_one
 from moesim.simulator.terms import CPU, GPU
 
 __all__ = ["CpuOnMiss"]
@@ -23,5 +23,4 @@ class CpuOnMiss(SchedulePolicy):
         groups = [Group(CPU, demand.misses)] if demand.misses else []
         if demand.hits:
             groups.append(Group(GPU, demand.hits))
-        groups += [Group(GPU, (expert,)) for expert in (*demand.late, *demand.partial)]
-        return groups
+        return [*groups, *one_by_one(GPU, (*demand.late, *demand.partial))]

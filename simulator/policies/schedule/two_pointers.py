@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View
+from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View, one_by_one
 from moesim.simulator.terms import CPU, GPU
 
 __all__ = ["TwoPointers"]
@@ -49,4 +49,4 @@ class TwoPointers(SchedulePolicy):
         here = [expert for expert in line[:front] if expert in hits]
         if here:
             groups.append(Group(GPU, here))
-        return [*groups, *(Group(GPU, (expert,)) for expert in line[len(here) : front])]
+        return [*groups, *one_by_one(GPU, line[len(here) : front])]

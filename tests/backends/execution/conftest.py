@@ -57,7 +57,7 @@ class Offloaded:
             self.store,
             requests,
             deciding,
-            Sampling(new_tokens=NEW_TOKENS, ignore_eos=True),
+            options.pop("sampling", Sampling(new_tokens=NEW_TOKENS, ignore_eos=True)),
             keep=Keep(logits=True, log=True, spans=True),
             **options,
         )

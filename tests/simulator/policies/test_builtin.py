@@ -32,6 +32,9 @@ VARIANTS: list[tuple[Axis, str]] = [
     ("cache", "router_score:best=1,scope=global"),
     ("cache", "weighted_sum:mask=false"),
     ("cache", "insert_cap:limit=1/belady:admit=bypass"),
+    ("cache", "periodic:period=1,predictor=light,first=profile"),
+    ("cache", "periodic:period=1,predictor=best_window,adapt=true,scope=global"),
+    ("cache", "insert_cap:limit=1/periodic:period=1,predictor=task"),
     ("prefetch", "next_gate:horizon=2,width=3"),
     ("prefetch", "next_gate:take=first_missing"),
     ("prefetch", "expert_map:search=ask,distance=1,capacity=2"),
@@ -75,7 +78,7 @@ def test_a_policy_serves_a_trace_and_its_books_balance(axis: Axis, text: str) ->
     prefetched = (
         counts.bytes_prefetch_useful + counts.bytes_prefetch_late + counts.bytes_prefetch_wasted
     )
-    assert counts.bytes_total == counts.bytes_demand + prefetched
+    assert counts.bytes_total == counts.bytes_demand + prefetched + counts.bytes_rebalance
     assert counts.bytes_total == counts.copies * 1_000_000
 
 

@@ -1,0 +1,97 @@
+"""Experts of a model laid out row by row, so that every part of one is a single stretch of bytes.
+
+For each j of the intermediate dimension: gate row, up row, down column (``layouts.py``). A product
+is made piece by piece, each piece's share is a row of its own, and those are added in ascending
+order: a split expert gives the bits of the whole one, whichever part came first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from moesim.backends.formats import format_of
+from moesim.backends.layouts import ExpertLayout
+from moesim.simulator.errors import CapabilityError
+from moesim.simulator.terms import PIECES
+
+# I intermediate dimension, D width, P pieces of a part, R rows of a piece, B bytes.
+
+ROWS = "rows"
+"""What the weights of a part are called, beside transformers' names of matrices."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """How the rows of one expert of a layer follow one another.
+
+    Attributes:
+        rows: The same, as kernels know it.
+    """
+
+    rows: ExpertLayout
+
+    @classmethod
+    def of(cls, experts: nn.Module) -> Self:
+        """Read the layout off the fused parameters of an experts module of transformers 5.
+
+        Raises:
+            CapabilityError: Its experts are not gate, up and down, each output in a row of its own.
+        """
+        module: Any = experts
+        fused = dict(experts.named_parameters())
+        is_plain = fused.keys() == {"gate_up_proj", "down_proj"} and not module.is_transposed
+        if not is_plain or not module.is_concatenated:
+            raise CapabilityError(
+                f"{type(experts).__name__}: experts with biases, or with gate and up otherwise than "
+                "one after another, cannot be split; use a system that keeps them whole"
+            )
+        down = fused["down_proj"]
+        width, intermediate = down.shape[1:]
+        if intermediate % PIECES:
+            raise CapabilityError(
+                f"{type(experts).__name__}: {intermediate} rows do not make {PIECES} equal pieces, "
+                "so that the experts cannot be split; use a system that keeps them whole"
+            )
+        form = format_of(down.dtype)
+        return cls(
+            ExpertLayout.make("by-row", form, width=width, intermediate=intermediate, pieces=PIECES)
+        )
+
+    @property
+    def blob_bytes(self) -> int:
+        """What an expert takes."""
+        return self.rows.blob_bytes
+
+    def pack(self, experts: nn.Module, index: int) -> Tensor:
+        """Return the blob [B] of one expert of a module."""
+        module: Any = experts
+        gate_up = module.gate_up_proj.detach()[index]
+        gate_ID, up_ID = gate_up.chunk(2)
+        return self.rows.pack(gate_ID, up_ID, module.down_proj.detach()[index])
+
+    def part(self, begin_bytes: int, end_bytes: int) -> ExpertLayout:
+        """Return the layout of a stretch of a blob.
+
+        Raises:
+            CapabilityError: It does not begin and end with pieces.
+        """
+        row_bytes = self.blob_bytes // self.rows.intermediate
+        (begin, rest), (end, more) = divmod(begin_bytes, row_bytes), divmod(end_bytes, row_bytes)
+        if rest or more:
+            raise CapabilityError(
+                f"bytes {begin_bytes} to {end_bytes} of an expert are no rows of {row_bytes} bytes"
+            )
+        return self.rows.part(begin, end)
+
+    def views(self, arena_B: Tensor, offset_bytes: int) -> Mapping[str, Tensor]:
+        """Return the rows [P, R, 3, D] of a whole blob at an offset."""
+        return part_views(self.rows, arena_B, offset_bytes)
+
+
+def part_views(part: ExpertLayout, arena_B: Tensor, offset_bytes: int) -> Mapping[str, Tensor]:
+    """Return the rows [P, R, 3, D] of a part that begins at an offset of an arena."""
+    stretch_B = arena_B[offset_bytes : offset_bytes + part.blob_bytes]
+    rows = stretch_B.view(part.format.codes).view(part.pieces, part.piece, 3, -1)
+    return {ROWS: rows[..., : part.width]}

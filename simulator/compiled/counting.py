@@ -1,0 +1,148 @@
+"""Hits and misses of a cache policy, without a clock and without costs, as fast as it goes.
+
+As ``engine_counts.py``: what is demanded is there at once, nothing is copied ahead, so that only
+residency is left. For hit-rate questions and beside cache simulators, which have no clock either.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from moesim.simulator.assembly import assemble
+from moesim.simulator.compiled import layout
+from moesim.simulator.compiled.acceptance import check_policies
+from moesim.simulator.compiled.caches import touch
+from moesim.simulator.compiled.decide import carry_out, copy_misses, end_event, judge
+from moesim.simulator.compiled.jit import entry
+from moesim.simulator.compiled.layout import (
+    COMMANDS,
+    COPIES_REPORTED,
+    COPY,
+    EVENT,
+    FAULT,
+    FIRST,
+    IS_PREFILL,
+    LAYER_NOW,
+    LAYERS,
+    LOADING,
+    NUMBERED,
+    OP,
+    QUEUED_BYTES,
+    RUNS,
+    Run,
+)
+from moesim.simulator.compiled.packing import pack
+from moesim.simulator.compiled.running import check_fault
+from moesim.simulator.compiled.wishes import no_wishes
+from moesim.simulator.errors import CapabilityError
+from moesim.simulator.foresight import RecordedFuture
+from moesim.simulator.policies.prefetch.none import NoPrefetch
+from moesim.simulator.runs import Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a replay without a clock counts; see ``ledger.Counts``."""
+
+    demands: int
+    hits: int
+    misses: int
+    decode_demands: int
+    decode_hits: int
+    evictions: int
+    bytes_demand: int
+
+
+def tables(run: Prepared) -> Run:
+    """Return a run without prefetch as tables, which `count_all` serves once.
+
+    Raises:
+        CapabilityError: The engine has no such policy, or the run prefetches.
+    """
+    check_policies(run.policies)
+    if run.policies["prefetch"].cls is not NoPrefetch:
+        raise CapabilityError(
+            f"a replay without a clock has no prefetch {run.policies['prefetch'].text}: "
+            "take prefetch none, or an engine with a clock"
+        )
+    spec = run.spec
+    controller = assemble(
+        run.policies,
+        experts=spec.trace.experts,
+        top_k=spec.trace.top_k,
+        sizes_L=run.sizes_L,
+        budget_bytes=run.memory.expert_bytes,
+        costs=run.costs,
+        window_bytes=run.costs.window_bytes,
+        seed=spec.seed,
+        profile_trace=spec.profile_trace,
+        future=RecordedFuture(()),
+    )
+    return pack(
+        spec.trace,
+        run.costs,
+        run.policies,
+        spec.system,
+        run.costs.window_bytes,
+        controller.residency,
+        controller.initial(),
+        no_wishes(),
+    )
+
+
+def count(run: Prepared) -> Counted:
+    """Return what a run's cache policy hits and misses.
+
+    Raises:
+        CapabilityError: See `tables`.
+        PolicyError: A pool cannot hold what it must.
+    """
+    arrays = tables(run)
+    count_all(arrays)
+    check_fault(arrays)
+    state = arrays.state.tolist()
+    return Counted(
+        state[layout.DEMANDED],
+        state[layout.HITS],
+        state[layout.MISSES],
+        state[layout.DECODE_DEMANDS],
+        state[layout.DECODE_HITS],
+        state[layout.EVICTIONS],
+        state[layout.BYTES_DEMAND],
+    )
+
+
+def _make_count_all(digest: int) -> Callable[[Run], None]:
+    def count_all(run: Run) -> None:
+        """Serve all steps; every copy has ended before the next layer."""
+        if digest < 0:  # never: so that what is kept depends on it
+            return
+        layers = run.state[LAYERS]
+        for step in range(len(run.steps)):
+            run.state[LAYER_NOW] = -1
+            is_decode = run.steps[step, IS_PREFILL] == 0
+            for layer in range(layers):
+                end_event(run)
+                run.state[EVENT] += 1
+                run.state[LAYER_NOW] = layer
+                event = run.state[EVENT]
+                counted = judge(event, is_decode, run)
+                touch(event, layer, run)
+                if counted[2] == 0:
+                    continue
+                waiting = copy_misses(counted[2], run)
+                if waiting:
+                    carry_out(event, layer, counted, waiting, run)
+                    if run.state[FAULT]:
+                        return
+                for at in range(run.state[COMMANDS]):
+                    if run.commands[at, OP] == COPY:
+                        run.experts[run.commands[at, FIRST], LOADING] = 0
+                run.state[COMMANDS] = run.state[RUNS] = run.state[QUEUED_BYTES] = 0
+                run.state[COPIES_REPORTED] = run.state[NUMBERED]
+            end_event(run)
+
+    return count_all
+
+
+count_all = entry(_make_count_all, allocates=False)
+"""Serve all steps of a run that has not begun, without a clock."""

@@ -1,0 +1,226 @@
+"""What the compiled loops read and write: a few tables of numbers, and names for their columns.
+
+Few tables, since numba compiles every function that is passed a table for each of its numbers.
+Numbers are int64 unless said otherwise. Experts are numbered as everywhere; -1 is none. Copies and
+kernels are numbered from 1 in the order in which they are handed over: both queues are FIFOs, so
+that "wait for these copies" is "wait for the last of them".
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# N events, one for each MoE layer of each step; U uses, one for each distinct expert of each event;
+# S steps; L MoE layers; X = L * E experts of the model; P pools of the cache; K keys of a shelf;
+# C classes of layers of equal cost; G different lengths of step; T tokens; W wishes; J jobs kept.
+
+Ints = NDArray[np.int64]
+Shorts = NDArray[np.int32]
+Number = Any
+"""An int64, taken from a table or computed; numba gives it its type."""
+
+LRU, FIFO, LFU, LFRU, BELADY, PASSING = range(6)
+"""Cache policies. PASSING keeps what lay there before the run and stages everything else."""
+
+ABSENT, CACHED, STAGED = range(3)
+"""Where an expert has room."""
+
+# What functions are passed are typed numbers: numba compiles them anew for every plain one.
+COPY, RUN, LAYER, FORM = (np.int64(number) for number in range(4))
+"""Commands."""
+
+DENSE, EXPERTS, HEAD, DECIDE = (np.int64(number) for number in range(4))
+"""Kinds of kernels."""
+
+DEMAND, PREFETCH = (np.int64(number) for number in range(2))
+"""Why an expert is copied."""
+
+ZERO, ONE = np.int64(0), np.int64(1)
+
+TOO_SMALL, STUCK = range(1, 3)
+"""Faults: a pool that cannot hold what it must; a host that waits for nothing."""
+
+FOREVER = np.int64(1 << 62)
+
+
+class Run(NamedTuple):
+    """One run: the trace (read, shared among runs), the costs (read), and all that changes.
+
+    The experts of an event stand in ``expert_U`` by first occurrence. ``detail_U3`` has their
+    tokens, and the experts again by last occurrence with their place among the event's touches.
+    Where every step has one token these are all one and ``detail_U3`` is empty.
+    """
+
+    begins_N1: Ints
+    expert_U: Shorts
+    detail_U3: Shorts
+    next_use_U: Shorts  # the next event of an expert, by last occurrence; N if there is none
+    wish_begins: Ints  # of each call: at the beginning of a step, then after each layer
+    wished_W: Shorts
+    attention_GC: Ints
+    expert_CT: Ints
+    steps: Ints
+    layers: Ints
+    experts: Ints
+    pools: Ints  # those of the cache, then the staging room
+    shelves_PK: Ints
+    marks: Ints
+    lists: Ints
+    commands: Ints
+    copies: Ints
+    kernels: Ints
+    state: Ints
+
+
+TOKENS, TOUCHED, PLACE = range(3)
+"""Columns of ``detail_U3``."""
+
+COST_ROW, GIVES, IS_PREFILL, BEGAN, ENDED, STEP_COLUMNS = range(6)
+"""Columns of ``steps``: what is read, then when it began and ended, which is written."""
+
+(
+    SIZE,
+    POOL,
+    CLASS,
+    COPY_NS,
+    COPY_AFTER_PAUSE_NS,
+    WISH_FIRST,  # of the ring of wishes for this layer
+    WISH_LAST,
+    LAYER_COLUMNS,
+) = range(8)
+"""Columns of ``layers``."""
+
+(
+    OF_LAYER,
+    ROOM,
+    LOADING,  # the copy that brings it, or 0
+    LEASED_BY,  # the kernel that uses it, 0 until that is handed over, -1 if none
+    CAME,  # when it was given its room; below 0 before the run
+    IS_UNUSED,  # prefetched and not demanded
+    IS_LEAVING,  # staged, leaves when its copy has ended
+    STAGED_AT,
+    IS_WISHED,
+    YOUNGER,  # its neighbours on its shelf
+    OLDER,
+    KEY,
+    USES,
+    LAST_USE,  # LFRU: clock of the last use
+    UPCOMING,  # BELADY: the next event that demands it
+    SERVES,  # tokens of the present event
+    EXPERT_COLUMNS,
+) = range(17)
+"""Columns of ``experts``: two cache lines."""
+
+FREE_BYTES, LEAST_FREE_BYTES, OLDEST_USE, POOL_COLUMNS = range(4)
+"""Columns of ``pools``; OLDEST_USE is LFRU's, at or before every last use."""
+
+OLDEST, YOUNGEST = range(2)
+"""Columns of ``shelves_PK``."""
+
+LEASES, STAGED_ONES, WISHED, HERE, ON_ITS_WAY, MISSING, WAITING, LISTS = range(8)
+"""Rows of ``lists``: experts leased, staged, wished for (a ring of E for each layer); then scratch
+of one event: hits, late ones, misses, and misses that wait for room."""
+
+OP, FIRST, SECOND, THIRD, COMMAND_COLUMNS = range(5)
+"""Columns of ``commands``: a copy has expert and kernel to wait for; a run has ns, copy to wait for
+and number of experts; a layer has its number."""
+
+EXPERT, ISSUED, AFTER, BEGINS, ENDS, COPY_COLUMNS = range(6)
+"""Columns of ``copies``."""
+
+KIND, KERNEL_ISSUED, KERNEL_AFTER, NS, KERNEL_ENDS, KERNEL_COLUMNS = range(6)
+"""Columns of ``kernels``."""
+
+LEVELS_AT_MOST = 8
+
+(
+    # what was chosen
+    POLICY,
+    COUNTS_FOR_LIFE,
+    IS_ON_DEMAND,
+    WINDOW_BYTES,
+    PREFETCHES,
+    IS_PLAIN,
+    EVENTS,
+    LAYERS,
+    WIDTH,  # experts of a layer
+    STAGING,  # the pool's number
+    RING,  # jobs kept less one, a power of two less one
+    KEYS,
+    MARKS_OF_POOL,
+    LEVELS,
+    # what things cost
+    EXPERTS_FIXED_NS,
+    HEAD_NS,
+    LAUNCH_LAYER_NS,
+    LAUNCH_RUN_NS,
+    LAUNCH_PER_EXPERT_NS,
+    LAUNCH_PROMPT_LAYER_NS,
+    LAUNCH_PROMPT_EXPERT_NS,
+    ISSUE_NS,
+    READING_NS,
+    DECISION_NS,
+    DECISION_PER_EXPERT_NS,
+    DECISION_PER_COMMAND_NS,
+    PAUSE_NS,
+    SLOW_DOWN_PPM,
+    RUN_WHILE_COPYING_NS,
+    RUN_AFTER_COPY_NS,
+    BLOCKS,
+    DECIDES_ON_GPU,
+    # where the run stands
+    NOW,
+    FREE,  # when the host has issued all that it was told to
+    LAUNCHED,  # the attention or head launched last
+    COMMANDS,
+    NUMBERED,  # copies given a number
+    RUNS,  # runs of this answer
+    COPIES,  # submitted; then those whose times are certain, and those reported ended
+    COPIES_CERTAIN,
+    COPIES_REPORTED,
+    LINK_FREE,
+    LOOKED_AT,  # the first copy that may yet slow a kernel down
+    KERNELS,
+    KERNELS_SETTLED,
+    GPU_FREE,
+    LOOKS_AT,  # when the kernel in turn begins, if that is a question; else -1
+    QUEUED_BYTES,
+    LEASED,
+    STAGED_EXPERTS,
+    WISHES,
+    EVENT,
+    LAYER_NOW,
+    SERIAL,
+    CLOCK,  # touches so far
+    UNUSED,
+    FAULT,
+    # what is measured and counted
+    SLOW_DOWN,
+    HOST_BUSY,
+    LINK_BUSY,
+    LINK_BYTES,
+    DECIDING,
+    STEPS,
+    OUTPUT_TOKENS,
+    DEMANDED,
+    HITS,
+    LATE,
+    MISSES,
+    DECODE_DEMANDS,
+    DECODE_HITS,
+    EVICTIONS,
+    COPIED,
+    WAVES,
+    BYTES_DEMAND,
+    BYTES_USEFUL,
+    BYTES_LATE,
+    BYTES_WASTED,
+    GPU_BUSY,  # of each kind of kernel, from here on
+) = range(78)
+"""Places in ``state``."""
+
+LEVEL = GPU_BUSY + 4
+"""Of the marks: where each level begins and its words, by turns, from this place on."""
+
+STATE = LEVEL + 2 * LEVELS_AT_MOST

@@ -1,0 +1,171 @@
+"""The loop: one step after another, one layer after another, as the host program of ``host.py``."""
+
+from collections.abc import Callable
+
+from moesim.simulator.compiled.caches import touch
+from moesim.simulator.compiled.decide import (
+    cancel,
+    carry_out,
+    command,
+    copy_ended,
+    copy_misses,
+    end_event,
+    hand_over,
+    judge,
+    wish,
+)
+from moesim.simulator.compiled.jit import entry, jit
+from moesim.simulator.compiled.layout import (
+    BEGAN,
+    COPIES,
+    COPIES_CERTAIN,
+    COPIES_REPORTED,
+    ENDED,
+    ENDS,
+    EVENT,
+    FAULT,
+    FOREVER,
+    FORM,
+    FREE,
+    GIVES,
+    GPU_FREE,
+    HOST_BUSY,
+    IS_PREFILL,
+    KERNEL_ENDS,
+    KERNELS_SETTLED,
+    LAUNCHED,
+    LAYER_NOW,
+    LAYERS,
+    LINK_FREE,
+    NOW,
+    OUTPUT_TOKENS,
+    PREFETCHES,
+    READING_NS,
+    RING,
+    STEPS,
+    WISHES,
+    ZERO,
+    Number,
+    Run,
+)
+from moesim.simulator.compiled.machine import catch_up, launch, next_look, obey, settle
+
+
+@jit
+def _answer(experts: Number, step: Number, run: Run) -> None:
+    """End a call of the controller: prefetches go last, then the host obeys."""
+    if run.state[WISHES]:
+        hand_over(run)
+    obey(experts, step, run)
+
+
+@jit
+def _poll(run: Run) -> bool:
+    """Report the copies that have ended, and return whether there were any."""
+    ring = run.state[RING]
+    if run.state[COPIES_CERTAIN] < run.state[COPIES]:
+        now = max(run.state[NOW], run.state[FREE])
+        settle(now, ZERO, ZERO, run)
+    before = run.state[COPIES_REPORTED]
+    while (
+        run.state[COPIES_REPORTED] < run.state[COPIES_CERTAIN]
+        and run.copies[(run.state[COPIES_REPORTED] + 1) & ring, ENDS] <= run.state[NOW]
+    ):
+        copy_ended(run)
+    return bool(run.state[COPIES_REPORTED] > before)
+
+
+@jit
+def _await_kernel(step: Number, run: Run) -> None:
+    """Wait for the kernel launched last, polling while a prefetch waits, and read it."""
+    ring = run.state[RING]
+    kernel = run.state[LAUNCHED]
+    while run.state[WISHES]:
+        if _poll(run):
+            _answer(ZERO, step, run)
+            continue
+        now = max(run.state[NOW], run.state[FREE])
+        settle(now, ZERO, ZERO, run)
+        if (
+            run.state[KERNELS_SETTLED] >= kernel
+            and run.kernels[kernel & ring, KERNEL_ENDS] <= run.state[NOW]
+        ):
+            break
+        at = next_look(run)
+        if run.state[FAULT]:
+            return
+        run.state[NOW] = at
+    settle(FOREVER, kernel, ZERO, run)
+    reading_ns = run.state[READING_NS]
+    run.state[HOST_BUSY] += reading_ns
+    run.state[NOW] = max(run.state[NOW], run.kernels[kernel & ring, KERNEL_ENDS]) + reading_ns
+
+
+@jit
+def _layer(step: Number, layer: Number, is_decode: bool, run: Run) -> None:
+    """Serve one layer of one step."""
+    _await_kernel(step, run)
+    _poll(run)
+    end_event(run)
+    run.state[EVENT] += 1
+    run.state[LAYER_NOW] = layer
+    event = run.state[EVENT]
+    counted = judge(event, is_decode, run)
+    if run.state[WISHES]:
+        cancel(layer, run)
+    touch(event, layer, run)
+    waiting = copy_misses(counted[2], run)
+    carry_out(event, layer, counted, waiting, run)
+    if run.state[PREFETCHES]:
+        call = step * (run.state[LAYERS] + 1) + 1 + layer
+        wish(call, run)
+    _answer(run.begins_N1[event + 1] - run.begins_N1[event], step, run)
+
+
+@jit
+def _step(step: Number, run: Run) -> None:
+    layers = run.state[LAYERS]
+    run.steps[step, BEGAN] = run.state[NOW]
+    run.state[LAYER_NOW] = -1
+    run.state[STEPS] += 1
+    if run.state[PREFETCHES]:
+        wish(step * (layers + 1), run)
+    _answer(ZERO, step, run)
+    run.state[FREE] = run.state[NOW]
+    launch(ZERO, step, run)
+    catch_up(run)
+    is_decode = run.steps[step, IS_PREFILL] == 0
+    for layer in range(layers):
+        _layer(step, layer, is_decode, run)
+        if run.state[FAULT]:
+            return
+    _await_kernel(step, run)
+    _poll(run)
+    run.steps[step, ENDED] = run.state[NOW]
+    end_event(run)
+    run.state[OUTPUT_TOKENS] += run.steps[step, GIVES]
+    command(FORM, ZERO, ZERO, ZERO, run)
+    _answer(ZERO, step, run)
+
+
+def _make_serve(digest: int) -> Callable[[int, int, Run], None]:
+    def serve(first: int, last: int, run: Run) -> None:
+        """Serve steps [first, last) of a run that has served those before."""
+        if digest < 0:  # never: so that what is kept depends on it
+            return
+        if first == 0:
+            command(FORM, ZERO, ZERO, ZERO, run)
+            _answer(ZERO, ZERO, run)
+        for step in range(first, last):
+            _step(step, run)
+            if run.state[FAULT]:
+                return
+        if last == len(run.steps):
+            settle(FOREVER, ZERO, ZERO, run)
+            run.state[NOW] = max(run.state[NOW], run.state[GPU_FREE], run.state[LINK_FREE])
+
+    return serve
+
+
+serve = entry(_make_serve, allocates=False)
+"""Serve steps [first, last) of a run; it may be called for one part after another."""

@@ -1,0 +1,70 @@
+"""The compiled driver: built-in policies and machine as loops over arrays, under numba.
+
+For sweeps and long traces: equal to `engine_clock` in every count and time, and many times as
+fast. It takes one request at a time and the policies of ``compiled/acceptance.py``; everything else
+it refuses by name. Nothing here imports numba before a run.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from moesim.simulator.assembly import assemble
+from moesim.simulator.compiled.acceptance import check_installed, check_policies
+from moesim.simulator.controller import Controller
+from moesim.simulator.errors import CapabilityError
+from moesim.simulator.foresight import RecordedFuture
+from moesim.simulator.ledger import Timings
+from moesim.simulator.long_traces import is_long
+
+if TYPE_CHECKING:
+    from moesim.simulator.runs import Prepared
+
+__all__ = ["replay_compiled"]
+
+
+def replay_compiled(
+    run: "Prepared",
+    on_step: Callable[[int], None] | None = None,
+    kept: Sequence[str] = (),
+) -> tuple[Controller, Timings]:
+    """Serve a run; return a controller that has decided nothing but holds the counts, and times.
+
+    Args:
+        run: The run.
+        on_step: Called after every few thousand steps with the number of tokens processed.
+        kept: What the run is to keep beside figures: none of it can be had here.
+
+    Raises:
+        UnavailableError: numba is not installed.
+        CapabilityError: The engine has no such policy, or not with these options.
+    """
+    check_installed()
+    if kept:
+        raise CapabilityError(f"engine compiled keeps no {kept[0]}; use --engine clock")
+    if run.served is not None:
+        raise CapabilityError(
+            "engine compiled serves recorded requests one after another; with --arrivals use "
+            "--engine clock"
+        )
+    check_policies(run.policies)
+    from moesim.simulator.compiled.running import replay  # noqa: PLC0415  numba takes 0.4 s
+
+    spec = run.spec
+    controller = assemble(
+        run.policies,
+        experts=spec.trace.experts,
+        top_k=spec.trace.top_k,
+        sizes_L=run.sizes_L,
+        budget_bytes=run.memory.expert_bytes,
+        costs=run.costs,
+        window_bytes=run.costs.window_bytes,
+        seed=spec.seed,
+        profile_trace=spec.profile_trace,
+        future=RecordedFuture(()),
+    )
+    if is_long(spec.trace):
+        from moesim.simulator.compiled.streaming import check_streamed, stream  # noqa: PLC0415
+
+        check_streamed(run)
+        return controller, stream(run, controller, on_step)
+    return controller, replay(run, controller, on_step)

@@ -1,0 +1,22 @@
+"""Serve requests in order of arrival."""
+
+from moesim.simulator.policies.base import Request, View
+from moesim.simulator.policies.batching import Batching, Rank
+
+__all__ = ["FirstComeFirstServed"]
+
+
+class FirstComeFirstServed(Batching):
+    """First come, first served, batched continuously.
+
+    Args:
+        max_batch: Requests that run together at most.
+        chunk: Prompt tokens of one step at most, over all requests; none takes prompts whole, one
+            a step.
+    """
+
+    paper = "Orca (OSDI'22) section 3; vLLM's default"
+
+    def rank(self, request: Request, view: View) -> Rank:
+        """Return when it arrived."""
+        return request.arrived_ns, request.number

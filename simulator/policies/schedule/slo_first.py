@@ -1,0 +1,28 @@
+"""Serve the request whose first token is due first."""
+
+from moesim.simulator.policies.base import UNLIMITED_BYTES, Request, View
+from moesim.simulator.policies.batching import Batching, Rank
+
+__all__ = ["SloFirst"]
+
+NEVER_NS = UNLIMITED_BYTES
+
+
+class SloFirst(Batching):
+    """Earliest deadline first: arrival plus promised time to first token; the unpromised last.
+
+    Those whose deadline has passed come after those who can still meet theirs.
+
+    Args:
+        max_batch: Requests that run together at most.
+        chunk: Prompt tokens of one step at most, over all requests; none takes prompts whole, one
+            a step.
+    """
+
+    paper = "eMoE (arXiv 2503.06823) section 3.5: stringency is how soon the first token is due"
+
+    def rank(self, request: Request, view: View) -> Rank:
+        """Return whether it is too late, then the deadline."""
+        promised_ns = request.slo.ttft_ns
+        due_ns = NEVER_NS if promised_ns is None else request.arrived_ns + promised_ns
+        return int(due_ns < view.now_ns), due_ns, request.arrived_ns, request.number
