@@ -21,6 +21,7 @@ from moesim.simulator.layer_event import LayerEvents
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import (
     Answered,
+    Ask,
     BudgetChanged,
     Command,
     CopiesEnded,
@@ -116,6 +117,9 @@ class Controller:
         )
         self._forming = Forming(schedule, view=self._view, out=self._out)
         self._rebalances = overrides(cache, CachePolicy, "rebalance")
+        self._cache_asks = overrides(cache, CachePolicy, "asks")
+        self._asked_by_cache: set[int] = set()  # and not answered
+        self._asks_of_cache: set[str] = set()  # their names so far
         self._step_open = False
         self._on: Mapping[type, Callable[[Any], None]] = {
             CopiesEnded: self._transfers.copies_ended,
@@ -126,7 +130,7 @@ class Controller:
             LayerRouted: self._layer_routed,
             CopyEnded: self._transfers.copy_ended,
             CpuRunEnded: self._events.cpu_run_ended,
-            Answered: self._prefetching.answered,
+            Answered: self._answered,
             StepEnded: self._step_ended,
             BudgetChanged: self._budget_changed,
             TimerFired: self._timer_fired,
@@ -146,6 +150,11 @@ class Controller:
         return tuple(chosen)
 
     @property
+    def lossy(self) -> frozenset[str]:
+        """How the schedule may change the router's choices: ``reroute``, ``skip``, or not at all."""
+        return self._events.lossy
+
+    @property
     def listens(self) -> bool:
         """Whether the end of a copy could be answered by a command before the next router has run.
 
@@ -156,6 +165,8 @@ class Controller:
 
     def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the policy's own
         """Answer an ask by the pure function of its policy; a driver may do so elsewhere."""
+        if name in self._asks_of_cache:
+            return self._cache.compute(name, question)
         return self._prefetching.compute(name, question)
 
     def handle(self, facts: Sequence[Report], now_ns: int) -> list[Command]:
@@ -223,6 +234,12 @@ class Controller:
         self.counts.steps += 1
         if self._rebalances:
             self._transfers.rebalance(self._cache.rebalance(view))
+        if self._cache_asks:
+            for name, question in self._cache.asks(view):
+                self._out.number += 1
+                self._asked_by_cache.add(self._out.number)
+                self._asks_of_cache.add(name)
+                self._out.commands.append(Ask(self._out.number, name, question))
         if self._prefetching.acts:
             self._prefetching.consult(None)
 
@@ -249,6 +266,13 @@ class Controller:
         demand = self._events.serve(fact)
         if self._prefetching.acts:
             self._prefetching.consult(demand)
+
+    def _answered(self, fact: Answered) -> None:
+        if fact.n not in self._asked_by_cache:
+            self._prefetching.answered(fact)
+            return
+        self._asked_by_cache.discard(fact.n)
+        self._transfers.rebalance(self._cache.on_answer(fact.name, fact.value, self._view))
 
     # The rest
 

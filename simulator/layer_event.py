@@ -25,6 +25,7 @@ from moesim.simulator.policies.base import (
     overrides,
 )
 from moesim.simulator.prefetch_queue import PrefetchQueue
+from moesim.simulator.rerouting import LOSSY, Rerouting, rerouter
 from moesim.simulator.residency import Pool, Residency
 from moesim.simulator.terms import CPU, GPU, Cause
 from moesim.simulator.transfers import Outbox, Transfers
@@ -39,6 +40,7 @@ class LayerEvents:
     Attributes:
         open_layer: The layer whose ``LayerDone`` waits for CPU runs, or -1.
         is_decode: Whether the step has no prompt tokens.
+        lossy: How the schedule may change the router's choices.
     """
 
     def __init__(
@@ -75,19 +77,30 @@ class LayerEvents:
             else partial(CachePolicy.on_touches, cache)
         )
         self._ends_events = overrides(cache, CachePolicy, "on_event_end")
+        self.lossy: frozenset[str] = frozenset()
+        self._rerouting: Rerouting | None = None
+        if (lossy := rerouter(schedule)) is not None:
+            self.lossy = lossy.does & LOSSY
+            self._rerouting = Rerouting(
+                run, lossy, cache, residency=residency, view=view, counts=counts, out=out
+            )
 
     def serve(self, fact: LayerRouted) -> Demand:
         """Meet the demand of the layer that was routed, and return it as judged."""
-        view = self._view
-        demand = self._judge(fact)
+        view, lossy = self._view, self._rerouting
+        served = fact if lossy is None else lossy.serve(fact)
+        demand = self._judge(served)
         if self._touches:
-            self._touch_all(fact.experts, view)
+            touched = served if lossy is not None and lossy.counts_served else fact
+            self._touch_all(touched.experts, view)
         groups = self._schedule.plan(demand, view)
         self._carry_out(groups, demand)
         if self._cpu_runs:
             self.open_layer = fact.layer
         else:
             self._out.commands.append(_new(LayerDone, (fact.layer,)))
+        if lossy is not None and served is not fact:
+            lossy.forget(fact.experts, served.experts)
         if self._ends_events:
             self._cache.on_event_end(view)
         return demand

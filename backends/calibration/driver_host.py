@@ -1,5 +1,7 @@
 """What the host pays for each call of the driver, taken from the driver itself."""
 
+from itertools import pairwise
+from statistics import fmean
 from time import perf_counter_ns
 from typing import Any
 
@@ -11,7 +13,7 @@ from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.sheet import Sheet
 from moesim.backends.controllers import Deciding
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
-from moesim.backends.drivers.cuda.streams import new_event
+from moesim.backends.drivers.cuda.streams import NS_PER_MS, new_event
 from moesim.backends.opening import open_model
 from moesim.backends.sources import RANDOM, Source
 from moesim.simulator.messages import Copy, Run
@@ -21,8 +23,12 @@ from moesim.simulator.terms import GPU, RAM, Cause, Place, Tier
 LRU: dict[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
 CONTEXT = 128
 CALLS = 8
+BEHIND = 3
 _LAYER, _EVENT, _POLL, _ISSUE = "host launch layer", "host event", "host poll", "host copy"
 _RUN, _ONE = "host launch run", "host launch run of one"
+_WAITED, _WAITED_BESIDE = "run after its copy", "run after its copy, beside copies"
+_GAP = "gap between two copies"
+_END, _QUIET_END = "host end of a step with copies", "host end of a step without"
 _WINDOW = "16MiB"
 
 
@@ -61,6 +67,11 @@ class DriverHost:
             Probe(_EVENT, lambda: self._idle_ns(self._event.record)),
             Probe(_POLL, lambda: self._idle_ns(self._driver.poll)),
             Probe(_ISSUE, self._copies_ns),
+            Probe(_WAITED, lambda: self._waited_ns(0)),
+            Probe(_WAITED_BESIDE, lambda: self._waited_ns(BEHIND)),
+            Probe(_GAP, self._gap_ns),
+            Probe(_END, lambda: self._end_ns(self._experts)),
+            Probe(_QUIET_END, lambda: self._end_ns(0)),
         ]
 
     def _idle_ns(self, call: Any) -> float:  # noqa: ANN401  any function without arguments
@@ -95,16 +106,59 @@ class DriverHost:
     def _copies_ns(self) -> float:
         """Return the mean time of a call when copies are handed over one after another."""
         began_ns = perf_counter_ns()
-        for expert in range(CALLS):
+        self._copy_each(CALLS)
+        took_ns = perf_counter_ns() - began_ns
+        self._end_step()
+        return took_ns / CALLS
+
+    def _copy_each(self, copies: int) -> list[int]:
+        """Hand the copies of the first experts over and return their numbers."""
+        numbers = []
+        for expert in range(copies):
             self._number += 1
             place = Place(Tier.VRAM, slot=expert, offset_bytes=expert * self._blob_bytes)
             command = Copy(self._number, expert, 0, RAM, place, Cause.DEMAND)
             self._driver.start_copy(command, expert * self._blob_bytes)
-        took_ns = perf_counter_ns() - began_ns
+            numbers.append(self._number)
+        return numbers
+
+    def _end_step(self) -> None:
         torch.cuda.synchronize()
         self._driver.poll()
         self._driver.forget_step()
-        return took_ns / CALLS
+
+    def _waited_ns(self, behind: int) -> float:
+        """Return the device's time from the end of a copy to that of a run which waits for it.
+
+        Args:
+            behind: Copies that follow the one waited for.
+        """
+        driver = self._driver
+        driver.open_layer(self._work)
+        first, *_ = self._copy_each(1 + behind)
+        self._number += 1
+        driver.start_run(Run(self._number, (0,), (1,), GPU, after=(first,)), [0])
+        copied, ran = driver.marks_of((first, self._number))
+        torch.cuda.synchronize()
+        elapsed_ms: float = copied.ended.elapsed_time(ran.ended)
+        self._end_step()
+        return elapsed_ms * NS_PER_MS
+
+    def _gap_ns(self) -> float:
+        """Return the device's mean time between two copies that were handed over together."""
+        marks = self._driver.marks_of(self._copy_each(CALLS))
+        torch.cuda.synchronize()
+        gaps_ms = [one.ended.elapsed_time(other.began) for one, other in pairwise(marks)]
+        self._end_step()
+        return fmean(gaps_ms) * NS_PER_MS
+
+    def _end_ns(self, copies: int) -> float:
+        """Return the host's time to close a step that made so many copies."""
+        self._copy_each(copies)
+        torch.cuda.synchronize()
+        began_ns = perf_counter_ns()
+        self._end_step()
+        return perf_counter_ns() - began_ns
 
     def launch(self, sheet: Sheet) -> dict[str, Any]:
         """Return the section ``launch``; a run's own event is charged apart."""
@@ -131,14 +185,35 @@ class DriverHost:
         source = sheet.source(
             "issue", f"host time of the driver's copy call, {CALLS} in a row", [_ISSUE]
         )
+        gap = sheet.source("gap", f"between {CALLS} copies handed over in a row", [_GAP])
         issue_ns = sheet.median(_ISSUE) - sheet.median(_EVENT)
         return {
             "source": "pinned",
             "blocking": "no",
             "pieces_per_expert": "1",
             "issue": [write.ns(issue_ns), source],
-            "overhead": ["0us", source],
+            "overhead": [write.ns(sheet.median(_GAP)), gap],
             "window": _WINDOW,
+        }
+
+    def waiting(self, sheet: Sheet, run_name: str, slow_down: float) -> dict[str, Any]:
+        """Return from when a run may begin that waits for a copy, and what copies behind that add.
+
+        Args:
+            sheet: The samples.
+            run_name: The probe of such a run with nothing to wait for.
+            slow_down: The share by which kernels are longer beside copies.
+        """
+        run_ns, waited_ns = sheet.median(run_name), sheet.median(_WAITED)
+        text = "from the end of a copy to that of a run of one expert that waits for it"
+        after = sheet.source("after-copy", f"{text}, less the run", [_WAITED, run_name])
+        beside = sheet.source(
+            "beside-run", f"{text}, with {BEHIND} copies behind it and without", [_WAITED_BESIDE]
+        )
+        more_ns = sheet.median(_WAITED_BESIDE) - waited_ns - slow_down * run_ns
+        return {
+            "expert_after_copy": [write.ns(waited_ns - run_ns), after],
+            "expert_while_copying": [write.ns(more_ns), beside],
         }
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from moesim.backends.calibration.graph_points import (
 )
 from moesim.backends.calibration.leftover import Rest, Times, rest_of
 from moesim.backends.calibration.pieces import LOOKING, Pieces
-from moesim.backends.calibration.rates import PRODUCT, READ, alone, beside, gpu_section
+from moesim.backends.calibration.rates import PRODUCT, READ, alone, beside, gpu_section, slow_down
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.sheet import Sheet
 from moesim.backends.calibration.whole_tokens import Lengths, Session
@@ -134,15 +134,19 @@ class GraphSoftware:
         return found
 
     def gpu(self, sheet: Sheet) -> dict[str, Any]:
-        """Return the rates of the profile's section ``gpu``; runs beside copies are only noted.
+        """Return the rates of the profile's section ``gpu``.
 
-        A run fetches its offsets over the link, which takes some 10 µs more beside copies: no share
-        of its time, and mostly hidden behind the copies that it waits for.
+        Attention says what copies beside a kernel cost it. A run fetches its offsets over the link
+        as well, which takes as much longer whatever its size: a figure of the runtime's.
         """
-        attention = [name for name, _ in self._beside() if name.startswith(ATTENTION)]
         readers = [READ, *(run_name(LARGE, experts) for experts in FEWEST_RUN[LARGE])]
         return gpu_section(
-            self._bench, sheet, self._figures.rates(sheet), readers, self.words, attention
+            self._bench,
+            sheet,
+            self._figures.rates(sheet),
+            readers,
+            self.words,
+            self._attention_beside(),
         )
 
     def sections(self, sheet: Sheet) -> dict[str, Any]:
@@ -151,8 +155,15 @@ class GraphSoftware:
             "launch": self._host.launch(sheet),
             "wait": {"poll": self._host.poll(sheet)},
             "copying": self._host.copying(sheet),
-            "kernels": self._figures.dense(sheet) | self._figures.experts(sheet),
+            "kernels": self._figures.dense(sheet)
+            | self._figures.experts(sheet)
+            | self._host.waiting(
+                sheet, run_name(FITTED, 1), slow_down(sheet, self._attention_beside())
+            ),
         }
+
+    def _attention_beside(self) -> list[str]:
+        return [name for name, _ in self._beside() if name.startswith(ATTENTION)]
 
     def complete(self, machine: dict[str, Any], runtime: dict[str, Any], sheet: Sheet) -> None:
         """Fill in what only whole tokens tell; tokens of other models check all of it."""

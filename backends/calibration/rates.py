@@ -51,6 +51,17 @@ def alone(name: str) -> str:
     return f"{name}, not beside"
 
 
+def slow_down(sheet: Sheet, names: Sequence[str]) -> float:
+    """Return the share by which copies beside them make kernels longer.
+
+    Args:
+        sheet: The samples.
+        names: The kernels that were timed beside copies and alone.
+    """
+    losses = [sheet.median(beside(name)) / sheet.median(alone(name)) - 1 for name in names]
+    return min(1.0, max(0.0, sum(losses) / len(losses)))
+
+
 def gpu_section(
     bench: Bench,
     sheet: Sheet,
@@ -73,17 +84,15 @@ def gpu_section(
     read = sheet.source("memory", text, readers)
     width = bench.scale.product_width
     product = sheet.source("product", f"a square product of width {width}", [PRODUCT])
-    losses = [sheet.median(beside(name)) / sheet.median(alone(name)) - 1 for name in names]
     source = sheet.source(
         "beside",
         f"{' and '.join(names)}, with and without copies to the device beside; {kernels}",
         [probe for name in names for probe in (beside(name), alone(name))],
     )
-    slow_down = min(1.0, max(0.0, sum(losses) / len(losses)))
     return {
         "memory_bandwidth": [write.bytes_per_s(rates.bytes_per_s), read],
         "bf16": [write.flop_per_s(rates.flop_per_s), product],
         "memory_efficiency": ["100%", read],
         "compute_efficiency": ["100%", product],
-        "slow_down_while_copying": [write.share(slow_down), source],
+        "slow_down_while_copying": [write.share(slow_down(sheet, names)), source],
     }

@@ -312,6 +312,18 @@ class CachePolicy(Policy):
         """
         return ()
 
+    def asks(self, view: View) -> Iterable["Question"]:
+        """Return what to have computed elsewhere; called right after ``rebalance``."""
+        return ()
+
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the policy's own
+        """Return the answer to one of its own questions; pure, and may run in another process."""
+        raise NotImplementedError
+
+    def on_answer(self, name: str, answer: Any, view: View) -> Sequence[int]:  # noqa: ANN401
+        """Return experts to bring in now that the answer is known, as ``rebalance`` does."""
+        return ()
+
     def on_touch(self, expert: int, view: View) -> None:
         """Learn that a token of this event chose the expert."""
 

@@ -51,6 +51,18 @@ class CacheGuard(CachePolicy):
         """Return what the policy inside brings in."""
         return self.inner.rebalance(view)
 
+    def asks(self, view: View) -> Iterable[Question]:
+        """Return what the policy inside asks."""
+        return self.inner.asks(view)
+
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the inner policy's question
+        """Return the answer of the policy inside."""
+        return self.inner.compute(name, question)
+
+    def on_answer(self, name: str, answer: Any, view: View) -> Sequence[int]:  # noqa: ANN401
+        """Return what the policy inside brings in now."""
+        return self.inner.on_answer(name, answer, view)
+
     def on_touch(self, expert: int, view: View) -> None:
         """Tell the policy inside."""
         self.inner.on_touch(expert, view)

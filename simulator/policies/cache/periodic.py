@@ -1,12 +1,12 @@
 """Hold the experts predicted for the next prompts; predict again every so many prompts."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from moesim.simulator.errors import CapabilityError, InputError
-from moesim.simulator.policies.base import CachePolicy, Evictable, RunInfo, View
+from moesim.simulator.policies.base import CachePolicy, Evictable, Question, RunInfo, View
 from moesim.simulator.policies.prompt_uses import Floats, PromptUses
 from moesim.simulator.policies.quotas import Scope, split, staging_bytes
 from moesim.simulator.policies.task_uses import OnlineMixture, TaskUses
@@ -15,6 +15,8 @@ from moesim.simulator.terms import Verdict
 __all__ = ["Periodic"]
 
 # L MoE layers, E experts of a layer.
+PREDICTION = "predict_use"
+"""What the ask for a prediction is called."""
 
 
 class Periodic(CachePolicy):
@@ -42,6 +44,9 @@ class Periodic(CachePolicy):
             the first prompt and exceeds the budget: it is refused unless the budget holds them.
         adapt: Predict before every prompt, and change the set only if the latest prompts would
             have saved more bytes in ``period`` prompts than the change moves.
+        ask: Have the prediction computed beside the host, as eMoE's own process does: the set
+            changes when the answer comes, after the time given with ``--ask predict_use=TIME``
+            (moesim train-predictor measures it). Without it an answer takes no time.
         scope: ``per_layer`` for an equal share of each layer (the paper's L); ``global`` takes the
             most used of all layers.
         staging: Slots for experts that pass through; none takes the top-k of one layer. With 0 a
@@ -65,6 +70,7 @@ class Periodic(CachePolicy):
         sensitivity: str = "",
         first: Literal["profile", "none", "all"] = "none",
         adapt: bool = False,
+        ask: bool = False,
         scope: Scope = "per_layer",
         staging: int | None = None,
     ) -> None:
@@ -101,6 +107,8 @@ class Periodic(CachePolicy):
         self._set = frozenset(self._chosen(first_LE))
         self._pending: list[int] = []
         self._next = 0
+        self._asks = ask
+        self._question: Floats | None = None
 
     @classmethod
     def needs_for(cls, options: Mapping[str, Any]) -> frozenset[str]:
@@ -167,11 +175,34 @@ class Periodic(CachePolicy):
         self._next = self._uses.begun - 1 + wait
         if use_LE is None:
             return
-        score, chosen = self._settle(use_LE, view)
+        score_LE = self._weighed(use_LE, view)
+        if self._asks:
+            self._question = score_LE
+        else:
+            self._take(score_LE)
+
+    def asks(self, view: View) -> Iterable[Question]:
+        """Return the question that a new prediction answers, if it is due."""
+        question, self._question = self._question, None
+        return [] if question is None else [Question(PREDICTION, question)]
+
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the uses that are told
+        """Return what is told; the time that it takes is the run's."""
+        return question
+
+    def on_answer(self, name: str, answer: Any, view: View) -> Sequence[int]:  # noqa: ANN401
+        """Return what the set lacks now."""
+        self._take(answer)
+        return self._pending
+
+    def _take(self, score_LE: Floats) -> None:
+        """Make the set of a prediction, unless a change would not pay."""
+        chosen = self._chosen(score_LE)
         new = [expert for expert in chosen if expert not in self._set]
-        if self._adapts and not self._pays(new, self._set.difference(chosen), use_LE):
+        if self._adapts and not self._pays(new, self._set.difference(chosen), score_LE):
             return
-        self._score, self._set, self._pending = score, frozenset(chosen), new
+        self._score = score_LE.ravel().tolist()
+        self._set, self._pending = frozenset(chosen), new
 
     def _predict(self, view: View) -> Floats | None:
         """Return the use that the next prompts are expected to make; None if nothing is known."""
@@ -186,15 +217,14 @@ class Periodic(CachePolicy):
         use_LE: Floats = np.asarray(view.signals[self._signal], np.float64).mean(axis=0)
         return use_LE
 
-    def _settle(self, use_LE: Floats, view: View) -> tuple[list[float], list[int]]:
-        """Return every expert's score and the set; a layer that does not matter keeps its own."""
-        score_LE = use_LE
-        if self._sensitivity:
-            matters_L = np.asarray(view.signals[self._sensitivity], np.float64).mean(axis=0) > 0
-            held_LE = np.zeros_like(use_LE)
-            held_LE.ravel()[sorted(self._set)] = 1
-            score_LE = np.where(matters_L[:, None], use_LE, held_LE)
-        return score_LE.ravel().tolist(), self._chosen(score_LE)
+    def _weighed(self, use_LE: Floats, view: View) -> Floats:
+        """Return every expert's score: its use; a layer that does not matter keeps its own."""
+        if not self._sensitivity:
+            return use_LE
+        matters_L = np.asarray(view.signals[self._sensitivity], np.float64).mean(axis=0) > 0
+        held_LE = np.zeros_like(use_LE)
+        held_LE.ravel()[sorted(self._set)] = 1
+        return np.where(matters_L[:, None], use_LE, held_LE)
 
     def _chosen(self, score_LE: Floats) -> list[int]:
         """Return the set that these scores give, layer after layer, the highest first."""

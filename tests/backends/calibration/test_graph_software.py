@@ -28,6 +28,7 @@ from moesim.simulator.models import load
 
 BYTES_PER_NS, FLOPS_PER_NS = 3_000.0, 800_000.0
 CHOSEN = {"olmoe": (8, 64), "qwen3-30b-a3b": (8, 128), "mixtral-8x7b": (2, 8)}
+RUN_OF_ONE_NS = load("olmoe").expert_bytes("bf16") / BYTES_PER_NS + 12_000
 HOST_NS = {
     "host launch layer": 8_000.0,
     "host launch run": 14_000.0,
@@ -35,6 +36,11 @@ HOST_NS = {
     "host event": 1_500.0,
     "host poll": 700.0,
     "host copy": 6_000.0,
+    "run after its copy": RUN_OF_ONE_NS + 8_000.0,
+    "run after its copy, beside copies": 1.05 * RUN_OF_ONE_NS + 23_000.0,
+    "gap between two copies": 1_300.0,
+    "host end of a step with copies": 90_000.0,
+    "host end of a step without": 10_000.0,
 }
 SHAPE = """
 schema: 1
