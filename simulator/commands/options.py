@@ -129,10 +129,18 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         help="Simulator: clock; simpy, the slower reference; or compiled, for built-in policies on "
-        "long traces and in sweeps (needs moesim[fast]; its first run compiles for half a minute).",
+        "long traces and in sweeps (needs numba, the extra 'fast'; its first run compiles for half a "
+        "minute).",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the policies' random streams.")]
+AskTimes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ask",
+        help="How long what a policy asks for takes: NAME=TIME, such as predict_use=380ms.",
+    ),
+]
 Requests = Annotated[
     int | None,
     typer.Option("--requests", min=1, help="Replay the first N requests, or let N arrive."),
