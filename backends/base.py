@@ -41,6 +41,7 @@ from moesim.simulator.messages import (
     WakeAt,
     commands_one_by_one,
 )
+from moesim.simulator.terms import ALL
 
 Span = tuple[str, object, int, int]
 """One job as a timeline shows it: resource, what it was, when it began and ended."""
@@ -53,6 +54,10 @@ class Summed(Protocol):
         """Return the layer's result."""
         ...
 
+    def reroute(self, changes: Sequence[tuple[int, int | None]]) -> None:
+        """Take other experts in place of some choices, or none, and weigh them anew."""
+        ...
+
 
 class Decoder(Protocol):
     """What runs decode steps in place of a model's own forward."""
@@ -63,6 +68,10 @@ class Decoder(Protocol):
 
     def close(self, cache: Any) -> None:  # noqa: ANN401  likewise
         """Take the cache of a request that has ended."""
+        ...
+
+    def places(self, caches: Sequence[Any]) -> tuple[int, Sequence[int]]:
+        """Return of how many rows a step of these requests is, and which are theirs."""
         ...
 
     def step(
@@ -97,6 +106,8 @@ class RealDriver(ABC, Generic[Work]):
     """
 
     name: ClassVar[str]
+    skips_choices: ClassVar[bool] = False
+    """Whether a choice may be left without an expert."""
 
     def __init__(self, controller: Controller) -> None:
         self.timings = Timings()
@@ -104,9 +115,11 @@ class RealDriver(ABC, Generic[Work]):
         self.spans: list[Span] | None = None
         self._controller = controller
         self._origin_ns = time.perf_counter_ns()
-        self._offsets: dict[int, int] = {}  # expert -> where it lies, or will when its copy ends
+        # Where each part of an expert lies, or will when its copy ends; see `_unit`.
+        self._offsets: dict[int, int] = {}
         self._asks = 0  # asked and not answered
         self._layer_done = -1
+        self._work_open: Work | None = None
         self._obey: Mapping[type, Callable[[Any], None]] = {
             Copy: self._copy,
             Copies: self._obey_each,
@@ -118,7 +131,7 @@ class RealDriver(ABC, Generic[Work]):
             Wait: self._nothing,
             Move: self._refuse,
             Drop: self._refuse,
-            Reroute: self._refuse,
+            Reroute: self._reroute,
             WakeAt: self._refuse,
         }
 
@@ -137,7 +150,7 @@ class RealDriver(ABC, Generic[Work]):
 
     @abstractmethod
     def place(self, expert: int, offset_bytes: int) -> None:
-        """Put an expert into VRAM before time zero; returns when it is there."""
+        """Put an expert, or its top, into VRAM before time zero; returns when it is there."""
 
     @abstractmethod
     def open_layer(self, work: Work) -> None:
@@ -196,9 +209,6 @@ class RealDriver(ABC, Generic[Work]):
         """Return a layer's result, once all of its runs were handed over and their results came."""
         return work.merge()
 
-    def settle(self) -> None:
-        """Wait until what the device was told so far is computed, polling meanwhile."""
-
     def decoder(
         self,
         model: Any,  # noqa: ANN401  what a model is, a subclass knows
@@ -223,8 +233,8 @@ class RealDriver(ABC, Generic[Work]):
         """Return the time since the driver was made; it never goes back."""
         return time.perf_counter_ns() - self._origin_ns
 
-    def begin_run(self, budget_bytes: int, arrivals: Sequence[Fact]) -> None:
-        """Place the residents, then report the first arrivals."""
+    def begin_run(self, budget_bytes: int) -> None:
+        """Report that the run begins, with the residents placed; nobody has arrived before."""
         residents = self._controller.initial()
         self.tell([RunBegan(residents, budget_bytes)])
         for expert in residents:
@@ -233,7 +243,6 @@ class RealDriver(ABC, Generic[Work]):
             offset = fixed_offset(self.name, pool.rooms[expert])
             self._offsets[expert] = offset
             self.place(expert, offset)
-        self.tell(list(arrivals))
 
     def begin_step(self, began: StepBegan) -> None:
         """Report that a forward pass begins."""
@@ -245,6 +254,7 @@ class RealDriver(ABC, Generic[Work]):
         facts = self.poll()
         facts.append(routed)
         self._layer_done = -1
+        self._work_open = work
         self.open_layer(work)
         self.tell(facts)
         while self._layer_done != routed.layer:
@@ -314,13 +324,43 @@ class RealDriver(ABC, Generic[Work]):
         for command in commands_one_by_one([batch]):
             self._obey[type(command)](command)
 
+    @property
+    def is_split(self) -> bool:
+        """Whether experts are kept, copied and run in parts."""
+        return self._controller.residency.is_split
+
+    def stretch(self, expert: int, part: int) -> tuple[int, int]:
+        """Return where in an expert's bytes a part of it begins and ends."""
+        return self._controller.residency.stretch(expert, part)
+
     def _copy(self, command: Copy) -> None:
         offset = copy_offset(self.name, command)
-        self._offsets[command.expert] = offset
+        self._offsets[self._unit(command.expert, command.part)] = offset
         self.start_copy(command, offset)
 
     def _run(self, command: Run) -> None:
-        self.start_run(command, run_offsets(self.name, command, self._offsets))
+        first = self._unit(0, command.part)
+        self.start_run(command, run_offsets(self.name, command, self._offsets, first))
+
+    def _unit(self, expert: int, part: int) -> int:
+        """Return the number of a part of an expert; of a whole one it is the expert's."""
+        if part != ALL and not self.is_split:
+            raise CapabilityError(
+                f"the {self.name} driver was made for whole experts, not part {part} of {expert}"
+            )
+        return part * self._controller.residency.experts_total + expert
+
+    def _reroute(self, command: Reroute) -> None:
+        """Have the open layer computed on other choices; it stands before the layer's runs."""
+        if not self.skips_choices and any(expert is None for _, expert in command.changes):
+            raise CapabilityError(
+                f"the {self.name} driver skips no choices; --backend cpu does, or take a policy "
+                "that sends them to another expert"
+            )
+        work = self._work_open
+        assert work is not None
+        work.reroute(command.changes)
+        self.open_layer(work)
 
     def _ask(self, command: Ask) -> None:
         self._asks += 1

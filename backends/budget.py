@@ -7,8 +7,8 @@ import transformers
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moesim.backends.drivers.cuda.graphed_experts import kernel_layout
 from moesim.backends.drivers.cuda.graphed_batch import sizes_to
+from moesim.backends.drivers.cuda.graphed_experts import kernel_layout
 from moesim.backends.drivers.cuda.graphs import CONTEXT_STEP
 from moesim.backends.drivers.cuda.grouped_experts import rows_bytes
 from moesim.backends.models import Model
@@ -64,12 +64,14 @@ def runtime_bytes(
     sets = len(sizes_to(batch))
     graphs = GRAPHS_BYTES + GRAPHS_BYTES_PER_LAYER * len(store.sizes_L) * sets
     graphs += -longest % CONTEXT_STEP * kv_bytes_per_token * batch
+    if batch > 1:  # a packed step gathers a layer's keys and values of all requests
+        graphs += longest * kv_bytes_per_token * batch // len(store.sizes_L)
     layout = kernel_layout(store)
     if layout is None:
         return graphs
     tokens = (longest if chunk is None else min(chunk, longest)) + batch - 1
-    # A batch has rows of its own, for graphs read theirs where they were captured.
-    tokens += batch if batch > 1 else 0
+    if batch > 1:  # each set of graphs reads rows of its own
+        tokens += sum(sizes_to(batch))
     return graphs + rows_bytes(layout, tokens * store.parts.top_k)
 
 

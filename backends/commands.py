@@ -42,6 +42,27 @@ Batch = Annotated[int, typer.Option(min=1, help="Prompts that run together, padd
 Name = Annotated[str | None, typer.Option(help="What the trace calls the model.")]
 Licence = Annotated[str | None, typer.Option(help="Licence of texts and model, for the header.")]
 Source = Annotated[str | None, typer.Option(help="Where the texts come from, for the header.")]
+SystemName = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        help="Record what this lossy system makes of the routes (closed loop): the trace is bound "
+        "to system, budget and order of prompts, and has router_probs and token.",
+    ),
+]
+Vram = Annotated[
+    str | None, typer.Option("--vram", help="With --system: VRAM for everything, such as 12GiB.")
+]
+ExpertBudget = Annotated[
+    str | None, typer.Option("--expert-budget", help="With --system: VRAM for experts alone.")
+]
+Slots = Annotated[
+    str | None, typer.Option("--slots", help="With --system: experts, or a share such as 25%.")
+]
+ProfileTrace = Annotated[
+    Path | None,
+    typer.Option("--profile-trace", help="With --system: for policies profiled offline."),
+]
 
 
 def record(
@@ -60,6 +81,11 @@ def record(
     name: Name = None,
     licence: Licence = None,
     source: Source = None,
+    system: SystemName = None,
+    vram: Vram = None,
+    expert_budget: ExpertBudget = None,
+    slots: Slots = None,
+    profile_trace: ProfileTrace = None,
 ) -> None:
     """Run a MoE model on prompts and write its routing trace.
 
@@ -80,6 +106,12 @@ def record(
         raise InputError(f"{output}: give a file in an existing folder that ends in {SUFFIXES}")
     if not math.isfinite(temperature):
         raise InputError(f"--temperature {temperature}: give a finite number, 0 or above")
+    memory = (vram, expert_budget, slots)
+    if system is None and any([*memory, profile_trace]):
+        raise InputError(
+            "--vram, --expert-budget, --slots and --profile-trace belong to a recording under a "
+            "system; name it with --system"
+        )
     try:
         from moesim.backends.generation import Request, Sampling
         from moesim.backends.loading import NotAvailableError, choose_device, load_checkpoint
@@ -98,6 +130,24 @@ def record(
     except NotAvailableError as error:
         typer.echo(f"moesim: {error}", err=True)
         raise typer.Exit(NOT_AVAILABLE) from error
+    if system is not None:
+        from moesim.backends.closed_loop import ClosedRecording, record_closed
+
+        closed = ClosedRecording(
+            model=model,
+            device=place,
+            texts=texts,
+            sampling=Sampling(
+                new_tokens=new_tokens, temperature=temperature, seed=seed, ignore_eos=ignore_eos
+            ),
+            system=system,
+            memory=memory,
+            profile_trace=profile_trace,
+            said={"licence": licence, "source": source, **({"model": name} if name else {})},
+        )
+        trace = record_closed(closed, output)
+        typer.echo(f"{output}: {trace.requests} requests, {trace.tokens} tokens", err=True)
+        return
     checkpoint = load_checkpoint(model, place)
     requests = [
         Request(prompt=checkpoint.tokenizer(text.text).input_ids, task=text.task) for text in texts

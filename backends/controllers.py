@@ -20,7 +20,8 @@ from moesim.traces import RoutingTrace
 
 GATES = "gates"
 LOOK_IN = "look_in_TLHM"
-LIVE_SIGNALS = frozenset({GATES, LOOK_IN})
+ROUTER_PROBS = "router_probs_TLE"
+LIVE_SIGNALS = frozenset({GATES, LOOK_IN, ROUTER_PROBS})
 """What an execution can tell policies of its own model."""
 
 
@@ -32,7 +33,7 @@ class UnknownCosts:
             "a policy asks how long things take; name the machine's profile with --hardware"
         )
 
-    copy_ns = experts_gpu_ns = expert_cpu_ns = layer_ns = _refuse
+    copy_ns = experts_gpu_ns = expert_cpu_ns = layer_ns = host_layer_ns = _refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,11 @@ class Deciding:
     def needs(self) -> frozenset[str]:
         """What the policies must be granted."""
         return frozenset().union(*(policy.needs for policy in self.specs().values()))
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether a policy may change the router's choices, and so the text."""
+        return any(policy.is_lossy for policy in self.specs().values())
 
     @property
     def timing_free(self) -> bool:
@@ -110,6 +116,11 @@ class Deciding:
             future=future,
             keep_log=keep_log,
         )
+
+
+def splits(policies: Mapping[Axis, str]) -> bool:
+    """Return whether a cache policy has experts copied and run in parts."""
+    return "split" in registry.parse("cache", policies["cache"]).does
 
 
 def _check(

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from moesim.backends.base import Span
+from moesim.backends.batches import check_future
 from moesim.backends.controllers import Deciding
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.generation import Request, Sampling
@@ -44,9 +46,13 @@ class MakeDriver(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """What an execution keeps beside its figures: every logit, call or job."""
+    """What an execution keeps beside its figures: logits, those of prompts too, calls, jobs.
+
+    Logits of prompts can be kept where requests are served one at a time.
+    """
 
     logits: bool = False
+    prompt_logits: bool = False
     log: bool = False
     spans: bool = False
 
@@ -61,6 +67,7 @@ class Execution:
         timings: What was measured.
         trace: The routes that were served; a replay of it sees the same demands.
         logits: The logits of every step's last position, by request, if kept.
+        prompt_logits: Those of every position of its prompt, [T, V], by request, if kept.
         log: Every call of the controller, if kept.
         spans: Every job, if kept.
     """
@@ -70,6 +77,7 @@ class Execution:
     timings: Timings
     trace: RoutingTrace
     logits: list[list[Tensor]] | None
+    prompt_logits: list[Tensor] | None
     log: Log | None
     spans: list[Span] | None
 
@@ -113,6 +121,7 @@ def execute(
     """
     check_lengths(model, requests, sampling)
     keep = keep or Keep()
+    check_future(deciding.policies)
     batch, _ = batching_of(deciding.specs()["schedule"])
     if batch > 1:
         check_packable(model)
@@ -134,7 +143,9 @@ def execute(
             deciding.needs,
             routes=routes,
             horizons=horizons,
+            batch=batch,
             keeps_logits=keep.logits,
+            keeps_prompt_logits=keep.prompt_logits,
         )
         with server:
             server.serve(
@@ -142,8 +153,7 @@ def execute(
                 sampling,
                 deciding.budget_bytes,
                 arrivals or Users(1, len(requests)),
-                batch=batch,
-                on_step=on_step,
+                on_step,
             )
         driver.end_run()
         check(controller.counts, driver.timings)
@@ -156,8 +166,10 @@ def execute(
                 store,
                 name or type(model).__name__,
                 "recorded" if routes is None else routes.header.evidence,
+                deciding if deciding.is_lossy else None,
             ),
             [one.logits for one in server.served] if keep.logits else None,
+            [torch.cat(one.prompt_logits) for one in server.served] if keep.prompt_logits else None,
             controller.log,
             driver.spans,
         )

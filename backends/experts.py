@@ -6,7 +6,7 @@ resident. Sums are free of order: each (token, expert) product has a row of its 
 are added in router order once all are there. So the two agree bit by bit, whatever arrived first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -18,13 +18,17 @@ from torch.nn.functional import linear
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moesim.backends.models import Model, MoeParts
+from moesim.backends.row_layouts import ROWS
 
-# T tokens, K chosen, S = T x K choices in (token, rank) order, D width.
+# T tokens, K chosen, S = T x K choices in (token, rank) order, P pieces, R rows of one, D width.
 # An experts module of transformers: which one, and what it carries, differs by family.
 Module = Any
 
 Positions = slice | Tensor
 Chosen = list[int] | NDArray[np.int64]
+
+SKIPPED = -1
+"""Stands for the expert of a choice that is skipped; its row is 0."""
 
 OFFLOADED = "moesim"
 RESIDENT = "moesim-resident"
@@ -42,6 +46,9 @@ class LayerWork:
         ids_TK: The same, on the device.
         gates_TK: Their weights.
         hidden_TD: The inputs.
+        probs_TE: The router's probabilities of all experts, for lossy systems; else None.
+        pieces: Rows that each product has, added in ascending order; more than one for experts that
+            may be split. Set before the first product.
 
     Args:
         module: The experts module of the layer.
@@ -63,25 +70,57 @@ class LayerWork:
         self.ids_TK = ids_TK
         self.gates_TK = gates_TK
         self.hidden_TD = hidden_TD
+        self.probs_TE: Tensor | None = None
         self.top_k = ids_TK.shape[-1]
+        self.pieces = 1
         self._module = module
         self._lock = Lock()  # products may begin in two threads at once
-        self._rows_SD: Tensor | None = None
+        self._rows_PSD: Tensor | None = None
         self._positions: dict[int, Positions] | None = None
 
     def choose(self, choices: list[int]) -> None:
-        """Take other choices of one token; the tensors stay, and hold what belongs to them."""
+        """Take other choices; the tensors stay, and hold what belongs to them."""
         self.choices = choices
         self._positions = None
 
+    def reroute(self, changes: Sequence[tuple[int, int | None]]) -> None:
+        """Take other experts in place of some choices, or none, and weigh the tokens anew.
+
+        A changed token's gates are the router's probabilities of the experts it has, scaled to the
+        sum that its gates had; where a model normalises its gates, that is its own rule. They are
+        written where they are, for captured graphs read them there.
+
+        Args:
+            changes: By place in ``choices``: an expert by its number over all layers, or None.
+        """
+        probs_TE = self.probs_TE
+        assert probs_TE is not None
+        ids_S = np.array(self.choices, np.int64)
+        for at, expert in changes:
+            ids_S[at] = SKIPPED if expert is None else expert % probs_TE.shape[1]
+        self.choices = ids_S.tolist() if isinstance(self.choices, list) else ids_S
+        self._positions = None
+        device = self.gates_TK.device
+        self.ids_TK = torch.from_numpy(ids_S).view(-1, self.top_k).to(device)
+        tokens = torch.tensor(sorted({at // self.top_k for at, _ in changes}), device=device)
+        ids_NK = self.ids_TK[tokens]
+        weights_NK = probs_TE[tokens].float().gather(1, ids_NK.clamp(min=0))
+        weights_NK *= ids_NK != SKIPPED
+        before_N1 = self.gates_TK[tokens].float().sum(dim=1, keepdim=True)
+        total_N1 = weights_NK.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        self.gates_TK[tokens] = (weights_NK * before_N1 / total_N1).to(self.gates_TK.dtype)
+        if (ids_S == SKIPPED).any():
+            self.rows_PSD[:, torch.from_numpy(ids_S == SKIPPED).to(device)] = 0
+
     @property
-    def rows_SD(self) -> Tensor:
-        """A row for each product."""
+    def rows_PSD(self) -> Tensor:
+        """A row for each piece of each product."""
         with self._lock:
-            if self._rows_SD is None:
+            if self._rows_PSD is None:
                 hidden_TD = self.hidden_TD
-                self._rows_SD = hidden_TD.new_empty(len(self.choices), hidden_TD.shape[-1])
-            return self._rows_SD
+                shape = self.pieces, len(self.choices), hidden_TD.shape[-1]
+                self._rows_PSD = hidden_TD.new_empty(shape)
+            return self._rows_PSD
 
     @property
     def positions(self) -> dict[int, Positions]:
@@ -99,15 +138,21 @@ class LayerWork:
         places = torch.split(order_S, counts.tolist())
         return dict(zip(distinct.tolist(), places, strict=True))
 
-    def compute(self, expert: int, weights: Mapping[str, Tensor]) -> None:
+    def compute(self, expert: int, weights: Mapping[str, Tensor], first_piece: int = 0) -> None:
         """Compute one expert for all of its tokens; safe in any thread, in any order.
 
         Args:
             expert: Counted within the layer.
-            weights: Its matrices, by their names in transformers.
+            weights: Its matrices, by their names in transformers, or the rows of a part.
+            first_piece: Of the part.
         """
         positions = self.positions[expert]
-        self.rows_SD[positions] = self.product(self.hidden_TD, positions, weights)
+        if ROWS not in weights:
+            self.rows_PSD[0, positions] = self.product(self.hidden_TD, positions, weights)
+            return
+        inputs = self._inputs(self.hidden_TD, positions)
+        for at, piece_R3D in enumerate(weights[ROWS], first_piece):
+            self.rows_PSD[at, positions] = _piece_product(self._module, inputs, piece_R3D)
 
     def product(
         self, hidden_TD: Tensor, positions: Positions, weights: Mapping[str, Tensor]
@@ -119,18 +164,27 @@ class LayerWork:
             positions: Of the expert, likewise.
             weights: Its matrices.
         """
-        inputs = hidden_TD if isinstance(positions, slice) else hidden_TD[positions // self.top_k]
-        return _gated_product(self._module, inputs, weights)
+        inputs = self._inputs(hidden_TD, positions)
+        if ROWS not in weights:
+            return _gated_product(self._module, inputs, weights)
+        return torch.stack([_piece_product(self._module, inputs, p) for p in weights[ROWS]]).sum(0)
+
+    def _inputs(self, hidden_TD: Tensor, positions: Positions) -> Tensor:
+        return hidden_TD if isinstance(positions, slice) else hidden_TD[positions // self.top_k]
 
     def take(self, expert: int, rows_SD: Tensor) -> None:
         """Take in the products of an expert that were computed elsewhere."""
         positions = self.positions[expert]
-        self.rows_SD[positions] = rows_SD[positions]
+        self.rows_PSD[1:, positions] = 0
+        self.rows_PSD[0, positions] = rows_SD[positions]
 
     def merge(self) -> Tensor:
         """Weight the products and add them in router order, in float32."""
-        rows_SD = self.rows_SD
-        rows_TKD = rows_SD.view(-1, self.top_k, rows_SD.shape[-1]).float()
+        rows_PSD = self.rows_PSD.float()
+        rows_SD = rows_PSD[0]
+        for piece_SD in rows_PSD[1:]:
+            rows_SD = rows_SD + piece_SD
+        rows_TKD = rows_SD.view(-1, self.top_k, rows_SD.shape[-1])
         weighted_TKD = rows_TKD * self.gates_TK.float().unsqueeze(-1)
         total_TD = weighted_TKD[:, 0].clone()
         for rank in range(1, self.top_k):
@@ -147,6 +201,14 @@ def _gated_product(module: Module, inputs: Tensor, weights: Mapping[str, Tensor]
         return product if bias is None else product + bias
 
     return times(module._apply_gate(times(inputs, "gate_up_proj")), "down_proj")  # noqa: SLF001  the family's own
+
+
+def _piece_product(module: Module, inputs: Tensor, piece_R3D: Tensor) -> Tensor:
+    """Return what some rows of an expert add to its product, by the family's own gating."""
+    gate_RD, up_RD, down_RD = piece_R3D.unbind(1)
+    gated = module._apply_gate(torch.cat([linear(inputs, gate_RD), linear(inputs, up_RD)], -1))  # noqa: SLF001  the family's own
+    product: Tensor = gated @ down_RD
+    return product
 
 
 Serve = Callable[[int, LayerWork], Tensor]

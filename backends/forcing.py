@@ -28,13 +28,14 @@ class ForcedRoutes:
 
     Args:
         parts: The model's MoE blocks.
-        trace: Of the same topology, with every prompt as one step.
+        trace: Of the same topology.
+        batch: The most requests that run together.
 
     Raises:
         CapabilityError: The trace is of another topology, or lacks routes.
     """
 
-    def __init__(self, parts: MoeParts, trace: RoutingTrace) -> None:
+    def __init__(self, parts: MoeParts, trace: RoutingTrace, batch: int = 1) -> None:
         ours = (len(parts.layers), parts.experts, parts.top_k)
         theirs = (trace.layers, trace.experts, trace.top_k)
         if ours != theirs:
@@ -46,23 +47,19 @@ class ForcedRoutes:
         self._trace = trace
         self._starts = trace.row_starts().tolist()
         device = next(parts.layers[0].router.parameters()).device
-        # There from the start: a step's rows would queue behind the copies of experts.
-        self._all_expert_TLK = torch.from_numpy(np.array(trace.expert_TLK)).to(device)
-        gates = trace.gate_TLK
-        self._all_gate_TLK = (
-            torch.full(trace.expert_TLK.shape, 1 / trace.top_k, device=device)
+        gates, looks = trace.gate_TLK, trace.signals.get(LOOK_IN)
+        shape = trace.expert_TLK.shape
+        self._expert = _Column(torch.from_numpy(np.array(trace.expert_TLK)).to(device), batch)
+        self._gate = _Column(
+            torch.full(shape, 1 / trace.top_k, device=device)
             if gates is None
-            else torch.from_numpy(np.array(gates)).to(device)
+            else torch.from_numpy(np.array(gates)).to(device),
+            batch,
         )
-        # A decode step's row stays where it is: graphs read it there.
-        self._expert_TLK = self._one_expert_TLK = self._all_expert_TLK[:1].clone()
-        self._gate_TLK = self._one_gate_TLK = self._all_gate_TLK[:1].clone()
-        looks = trace.signals.get(LOOK_IN)
-        self._all_look_TLHM = (
-            None if looks is None else torch.from_numpy(np.array(looks).astype(np.int64)).to(device)
-        )
-        self._look_TLHM = self._one_look_TLHM = (
-            None if self._all_look_TLHM is None else self._all_look_TLHM[:1].clone()
+        self._look = (
+            None
+            if looks is None
+            else _Column(torch.from_numpy(np.array(looks).astype(np.int64)).to(device), batch)
         )
         self._handles = [
             layer.router.register_forward_hook(self._answer(number))
@@ -74,25 +71,31 @@ class ForcedRoutes:
         for handle in self._handles:
             handle.remove()
 
-    def begin(self, shares: Sequence[tuple[int, int, int]]) -> None:
+    def begin(
+        self,
+        shares: Sequence[tuple[int, int, int]],
+        places: tuple[int, Sequence[int]] | None = None,
+    ) -> None:
         """Set the rows that the routers answer in the coming forward pass.
 
         Args:
             shares: Of each request in it: number, position, tokens.
+            places: Where graphs compute a token of each: of how many rows, in which ones.
 
         Raises:
             CapabilityError: The trace lacks one of them.
         """
         rows = [self._rows(*share) for share in shares]
-        self._expert_TLK = _taken(self._all_expert_TLK, rows)
-        self._gate_TLK = _taken(self._all_gate_TLK, rows)
-        if len(self._expert_TLK) == 1:
-            self._expert_TLK = self._one_expert_TLK.copy_(self._expert_TLK)
-            self._gate_TLK = self._one_gate_TLK.copy_(self._gate_TLK)
-        if self._all_look_TLHM is not None and self._one_look_TLHM is not None:
-            look_TLHM = _taken(self._all_look_TLHM, rows)
-            is_one = len(look_TLHM) == 1
-            self._look_TLHM = self._one_look_TLHM.copy_(look_TLHM) if is_one else look_TLHM
+        if places is not None:
+            count, taken = places
+            at = dict(zip(taken, rows, strict=True))
+            rows = [at.get(place, slice(0, 1)) for place in range(count)]
+        stay = places is not None or sum(each.stop - each.start for each in rows) == 1
+        for column in self._columns():
+            column.take(rows, stay=stay)
+
+    def _columns(self) -> "list[_Column]":
+        return [column for column in (self._expert, self._gate, self._look) if column is not None]
 
     def _rows(self, request: int, position: int, tokens: int) -> slice:
         begin = self._starts[request] + position
@@ -107,14 +110,14 @@ class ForcedRoutes:
 
     def look_ahead(self, horizons: int) -> LookAhead:
         """Return what looks ahead for policies: to what the trace says, where it says anything."""
-        if self._all_look_TLHM is None:
+        if self._look is None:
             return LookAhead(self._parts, horizons)
         return _ForcedLooks(self._parts, horizons, self.looks)
 
-    def looks(self, layer: int) -> Tensor:
+    def looks(self, layer: int, tokens: int) -> Tensor:
         """Return what the trace's gates foretold at a layer of the running step: [T, H, M]."""
-        assert self._look_TLHM is not None
-        return self._look_TLHM[:, layer]
+        assert self._look is not None
+        return self._look.of(tokens)[:, layer]
 
     def _answer(self, number: int) -> Any:  # noqa: ANN401  a hook of torch
         def answer(module: nn.Module, inputs: object, output: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
@@ -122,28 +125,48 @@ class ForcedRoutes:
             logits, gates, ids = output
             return (
                 logits,
-                self._gate_TLK[:, number].to(gates).contiguous(),
-                self._expert_TLK[:, number].to(ids).contiguous(),
+                self._gate.of(len(ids))[:, number].to(gates).contiguous(),
+                self._expert.of(len(ids))[:, number].to(ids).contiguous(),
             )
 
         return answer
 
 
-def _taken(all_T: Tensor, rows: Sequence[slice]) -> Tensor:
-    """Return rows of what lies on the device; several pieces by a kernel, not by copies."""
-    return all_T[rows[0]] if len(rows) == 1 else torch.cat([all_T[each] for each in rows])
+class _Column:
+    """One array of the trace, on the device from the start: rows would queue behind experts.
+
+    Args:
+        all_T: The whole of it.
+        batch: The most tokens of a decode step; graphs read their rows where they stay.
+    """
+
+    def __init__(self, all_T: Tensor, batch: int) -> None:
+        self._all_T = all_T
+        self._kept_B = all_T[:1].repeat_interleave(batch, dim=0)
+        self._now_T = self._kept_B[:1]
+
+    def take(self, rows: Sequence[slice], *, stay: bool) -> None:
+        """Take the rows of the coming forward; pieces are put together by a kernel."""
+        pieces = [self._all_T[each] for each in rows]
+        taken_T = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        self._now_T = self._kept_B[: len(taken_T)].copy_(taken_T) if stay else taken_T
+
+    def of(self, tokens: int) -> Tensor:
+        """Return the rows of the running forward; one that nobody announced is being captured."""
+        return self._now_T if len(self._now_T) == tokens else self._kept_B[:tokens]
 
 
 class _ForcedLooks(LookAhead):
     """Takes the time that looking ahead takes, and answers what was recorded."""
 
-    def __init__(self, parts: MoeParts, horizons: int, recorded: Callable[[int], Tensor]) -> None:
+    def __init__(
+        self, parts: MoeParts, horizons: int, recorded: Callable[[int, int], Tensor]
+    ) -> None:
         super().__init__(parts, horizons)
         self._recorded = recorded
 
     def ids(self, layer: int) -> Tensor:
-        super().ids(layer)
-        return self._recorded(layer)
+        return self._recorded(layer, len(super().ids(layer)))
 
 
 def requests_of(trace: RoutingTrace, vocabulary: int) -> list[Request]:

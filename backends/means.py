@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from moesim.simulator.errors import CapabilityError, ProtocolError
 from moesim.simulator.messages import Copy, Run
-from moesim.simulator.terms import ALL, Place, Tier
+from moesim.simulator.terms import Place, Tier
 
 Handed = TypeVar("Handed")
 
@@ -42,11 +42,11 @@ def copy_offset(driver: str, command: Copy) -> int:
     """Return where a copy's bytes go.
 
     Raises:
-        CapabilityError: It is not of a whole expert from RAM to the VRAM of the one device.
+        CapabilityError: It is not from RAM to the VRAM of the one device.
     """
-    if command.part != ALL or command.src.tier is not Tier.RAM:
+    if command.src.tier is not Tier.RAM:
         raise CapabilityError(
-            f"the {driver} driver copies whole experts from RAM, not part {command.part} "
+            f"the {driver} driver copies experts from RAM, not part {command.part} "
             f"of expert {command.expert} from {command.src.tier.name}"
         )
     if command.dst.tier is not Tier.VRAM or command.dst.device != 0:
@@ -56,28 +56,31 @@ def copy_offset(driver: str, command: Copy) -> int:
     return fixed_offset(driver, command.dst)
 
 
-def run_offsets(driver: str, command: Run, offsets: Mapping[int, int]) -> Sequence[int]:
-    """Return where each expert of a run lies; nothing for a run on the CPU.
+def run_offsets(
+    driver: str, command: Run, offsets: Mapping[int, int], first: int = 0
+) -> Sequence[int]:
+    """Return where the part of each expert of a run lies; nothing for a run on the CPU.
 
     Args:
         driver: Its name.
         command: The run.
-        offsets: Where each expert lies, or will when its copy ends.
+        offsets: Where each expert's part lies, or will when its copy ends.
+        first: What the part's number of an expert is counted from.
 
     Raises:
-        CapabilityError: It is of a part, or on another device.
+        CapabilityError: It is on another device.
         ProtocolError: An expert was never given room.
     """
-    if command.part != ALL or command.device.number != 0:
+    if command.device.number != 0:
         raise CapabilityError(
-            f"the {driver} driver runs whole experts on device 0, not part {command.part} "
-            f"on {command.device.kind} {command.device.number}"
+            f"the {driver} driver runs experts on device 0, not on {command.device.kind} "
+            f"{command.device.number}"
         )
     if command.device.kind == "cpu":
         return ()
     try:
-        return [offsets[expert] for expert in command.experts]
+        return [offsets[first + expert] for expert in command.experts]
     except KeyError as error:
         raise ProtocolError(
-            f"run {command.n} names expert {error.args[0]}, which never had room"
+            f"run {command.n} names expert {error.args[0] - first}, which never had room"
         ) from None

@@ -10,10 +10,8 @@ from moesim.backends.generation import Request, Sampling
 from moesim.backends.models import Model, ModelError
 
 
-def choose_token(logits: Tensor, temperature: float, rng: np.random.Generator) -> int:
-    """Take the most probable token, or draw one by inverting the cumulative probabilities."""
-    if temperature == 0:
-        return int(logits.argmax())
+def draw_token(logits: Tensor, temperature: float, rng: np.random.Generator) -> int:
+    """Draw a token by inverting the cumulative probabilities."""
     scaled = logits.double().cpu().numpy() / temperature
     cumulative = np.cumsum(np.exp(scaled - scaled.max()))
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))

@@ -51,7 +51,7 @@ class Opened:
             experts=store.parts.experts,
             top_k=store.parts.top_k,
             name=self.checkpoint.name,
-            bits_per_weight=8 * store.layouts[0].matrices[0].dtype.itemsize,
+            bits_per_weight=8 * store.layouts[0].dtype.itemsize,
         )
 
     def budget_bytes(
@@ -80,7 +80,11 @@ class Opened:
 
 
 def open_model(
-    source: Source, device: torch.device, before: Callable[[Checkpoint], None] | None = None
+    source: Source,
+    device: torch.device,
+    before: Callable[[Checkpoint], None] | None = None,
+    *,
+    by_row: bool = False,
 ) -> Opened:
     """Load or make a model, move its experts into the store and the rest to the device.
 
@@ -88,6 +92,7 @@ def open_model(
         source: Which model, whose weights.
         device: Where it will run; the store is page-locked for a GPU.
         before: Looks at a loaded model while it still has its experts, in host memory.
+        by_row: Whether parts of experts are copied and run by themselves.
 
     Raises:
         ModelError, ProfileError, InputError: There is no such model, or it cannot be offloaded.
@@ -98,13 +103,15 @@ def open_model(
     if source.is_random:
         dtype = torch.bfloat16 if pin else torch.float32
         checkpoint, shape = random_weights.build(source, dtype)
-        store = ExpertStore.random(checkpoint.model, pin=pin, pool_bytes=source.pool_bytes)
+        store = ExpertStore.random(
+            checkpoint.model, pin=pin, pool_bytes=source.pool_bytes, by_row=by_row
+        )
         _on_device(checkpoint.model, device, lambda: random_weights.fill(checkpoint.model, device))
     else:
         checkpoint = load_checkpoint(source.model, torch.device("cpu"), runs_on=device)
         if before is not None:
             before(checkpoint)
-        store = ExpertStore.take_from(checkpoint.model, pin=pin)
+        store = ExpertStore.take_from(checkpoint.model, pin=pin, by_row=by_row)
         _on_device(checkpoint.model, device, lambda: checkpoint.model.to(device))
         shape = _shape_of(checkpoint)
     if shape is not None and set(store.sizes_L) != {shape.expert_bytes("bf16")}:

@@ -62,7 +62,8 @@ def forward_packed(model: Model, shares: Sequence[Share]) -> Tensor:
     """Return the logits [R, V] after each request's last token, and extend the caches."""
     device = next(model.parameters()).device
     counts = [len(share.tokens) for share in shares]
-    ids, positions = [], []
+    ids: list[int] = []
+    positions: list[int] = []
     for share in shares:
         ids += share.tokens
         positions += range(share.position, share.position + len(share.tokens))
@@ -110,11 +111,16 @@ class _Plan:
         held = [
             cache.update(*new, layer)
             for cache, *new in zip(
-                self._caches, keys.split(self.counts, 2), values.split(self.counts, 2), strict=True
+                self._caches,
+                torch.split(keys, self.counts, 2),
+                torch.split(values, self.counts, 2),
+                strict=True,
             )
         ]
         self.lengths = [keys.shape[2] for keys, _ in held]
-        return torch.cat([keys for keys, _ in held], 2), torch.cat([values for _, values in held], 2)
+        return torch.cat([keys for keys, _ in held], 2), torch.cat(
+            [values for _, values in held], 2
+        )
 
 
 @contextmanager
@@ -145,9 +151,9 @@ def _attend(
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(moesim_plan.attention, eager)
     pieces = []
     for queries, keys, values, masks in zip(
-        query.split(moesim_plan.counts, 2),
-        key.split(moesim_plan.lengths, 2),
-        value.split(moesim_plan.lengths, 2),
+        torch.split(query, moesim_plan.counts, 2),
+        torch.split(key, moesim_plan.lengths, 2),
+        torch.split(value, moesim_plan.lengths, 2),
         moesim_plan.masks,
         strict=True,
     ):

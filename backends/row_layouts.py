@@ -6,9 +6,10 @@ order: a split expert gives the bits of the whole one, whichever part came first
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from moesim.backends.formats import format_of
@@ -16,7 +17,7 @@ from moesim.backends.layouts import ExpertLayout
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.terms import PIECES
 
-# I intermediate dimension, D width, P pieces of a part, R rows of a piece, B bytes.
+# D width, P pieces of a part, R rows of a piece, B bytes.
 
 ROWS = "rows"
 """What the weights of a part are called, beside transformers' names of matrices."""
@@ -24,7 +25,7 @@ ROWS = "rows"
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """How the rows of one expert of a layer follow one another.
+    """How the rows of one expert of a layer, or of a part of one, follow one another.
 
     Attributes:
         rows: The same, as kernels know it.
@@ -40,19 +41,20 @@ class RowLayout:
             CapabilityError: Its experts are not gate, up and down, each output in a row of its own.
         """
         module: Any = experts
+        name = type(experts).__name__
         fused = dict(experts.named_parameters())
         is_plain = fused.keys() == {"gate_up_proj", "down_proj"} and not module.is_transposed
         if not is_plain or not module.is_concatenated:
             raise CapabilityError(
-                f"{type(experts).__name__}: experts with biases, or with gate and up otherwise than "
-                "one after another, cannot be split; use a system that keeps them whole"
+                f"{name}: experts with biases, or with gate and up otherwise than one after "
+                "another, cannot be split; use a system that keeps them whole"
             )
         down = fused["down_proj"]
         width, intermediate = down.shape[1:]
         if intermediate % PIECES:
             raise CapabilityError(
-                f"{type(experts).__name__}: {intermediate} rows do not make {PIECES} equal pieces, "
-                "so that the experts cannot be split; use a system that keeps them whole"
+                f"{name}: {intermediate} rows do not make {PIECES} equal pieces, so that the "
+                "experts cannot be split; use a system that keeps them whole"
             )
         form = format_of(down.dtype)
         return cls(
@@ -60,18 +62,32 @@ class RowLayout:
         )
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.rows.format.codes
+
+    @property
     def blob_bytes(self) -> int:
-        """What an expert takes."""
+        """What it takes."""
         return self.rows.blob_bytes
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces it has."""
+        return self.rows.pieces
+
+    @property
+    def first_piece(self) -> int:
+        """Which piece of the expert its first one is."""
+        return self.rows.first_piece
 
     def pack(self, experts: nn.Module, index: int) -> Tensor:
         """Return the blob [B] of one expert of a module."""
         module: Any = experts
-        gate_up = module.gate_up_proj.detach()[index]
-        gate_ID, up_ID = gate_up.chunk(2)
+        gate_ID, up_ID = module.gate_up_proj.detach()[index].chunk(2)
         return self.rows.pack(gate_ID, up_ID, module.down_proj.detach()[index])
 
-    def part(self, begin_bytes: int, end_bytes: int) -> ExpertLayout:
+    def part(self, begin_bytes: int, end_bytes: int) -> Self:
         """Return the layout of a stretch of a blob.
 
         Raises:
@@ -83,15 +99,11 @@ class RowLayout:
             raise CapabilityError(
                 f"bytes {begin_bytes} to {end_bytes} of an expert are no rows of {row_bytes} bytes"
             )
-        return self.rows.part(begin, end)
+        return replace(self, rows=self.rows.part(begin, end))
 
     def views(self, arena_B: Tensor, offset_bytes: int) -> Mapping[str, Tensor]:
-        """Return the rows [P, R, 3, D] of a whole blob at an offset."""
-        return part_views(self.rows, arena_B, offset_bytes)
-
-
-def part_views(part: ExpertLayout, arena_B: Tensor, offset_bytes: int) -> Mapping[str, Tensor]:
-    """Return the rows [P, R, 3, D] of a part that begins at an offset of an arena."""
-    stretch_B = arena_B[offset_bytes : offset_bytes + part.blob_bytes]
-    rows = stretch_B.view(part.format.codes).view(part.pieces, part.piece, 3, -1)
-    return {ROWS: rows[..., : part.width]}
+        """Return its rows [P, R, 3, D] where they begin at an offset."""
+        rows = self.rows
+        stretch_B = arena_B[offset_bytes : offset_bytes + rows.blob_bytes]
+        vectors = stretch_B.view(rows.format.codes).view(rows.pieces, rows.piece, 3, -1)
+        return {ROWS: vectors[..., : rows.width]}

@@ -30,6 +30,7 @@ from moesim.backends.reference.texts import pack_rows, read_split
 from moesim.backends.reference.train import read_model
 from moesim.backends.reference.vocabulary import BYTES
 from moesim.simulator.progress import progress
+from moesim.simulator.results import write_text
 
 # B rows of a batch, S tokens of a row, N bytes foretold, V vocabulary, L MoE layers, E experts.
 Rows = NDArray[np.uint16]
@@ -186,9 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "signs": {task: {name: list(of) for name, of in signs[task].items()} for task in tasks},
         "spearman_left_out": ranked,
     }
-    beside = options.output.with_suffix(".tmp")
-    beside.write_text(json.dumps(document, indent=1) + "\n")
-    beside.replace(options.output)
+    write_text(options.output, json.dumps(document, indent=1) + "\n")
     ranked["the profile's own halves"] = {task: of.repeats for task, of in profiles.items()}
     for name, of_task in ranked.items():
         values = sorted(of_task.values())

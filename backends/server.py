@@ -11,21 +11,22 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
-from moesim.backends.base import Decoder, RealDriver
-from moesim.backends.controllers import GATES, LOOK_IN
+from moesim.backends.base import RealDriver
+from moesim.backends.controllers import GATES, LOOK_IN, ROUTER_PROBS
 from moesim.backends.experts import Chosen, LayerWork, attach
 from moesim.backends.forcing import ForcedRoutes
+from moesim.backends.forwards import Forwards
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.lookahead import LookAhead
 from moesim.backends.models import Model
-from moesim.backends.next_token import choose_token, end_tokens
-from moesim.backends.packed import Share, forward_packed
+from moesim.backends.next_token import draw_token, end_tokens
+from moesim.backends.router_watch import RouterWatch
 from moesim.backends.served import Look, Route, Served, keep_step
 from moesim.backends.store import ExpertStore
 from moesim.simulator.choices import choices_by_layer
+from moesim.simulator.errors import CapabilityError
 from moesim.simulator.ledger import RequestTimes
 from moesim.simulator.messages import (
     Fact,
@@ -37,7 +38,6 @@ from moesim.simulator.messages import (
     StepEnded,
 )
 from moesim.simulator.serving.arrivals import Arrivals, Users
-from moesim.simulator.terms import Phase
 from moesim.traces import RoutingTrace
 
 Driver = RealDriver[LayerWork]
@@ -53,7 +53,9 @@ class Server:
         needs: What the policies read.
         routes: A trace whose routes replace the model's own.
         horizons: How many layers ahead a policy may look.
+        batch: The most requests that run together.
         keeps_logits: Whether to keep the logits of every step's last position.
+        keeps_prompt_logits: Whether to keep those of every position of prompts.
 
     Attributes:
         served: The requests, once ``serve`` was called.
@@ -68,25 +70,39 @@ class Server:
         *,
         routes: RoutingTrace | None,
         horizons: int,
+        batch: int = 1,
         keeps_logits: bool,
+        keeps_prompt_logits: bool = False,
     ) -> None:
         self.served: list[Served] = []
         self._model = model
         self._parts = store.parts
         self._driver = driver
+        self._batch = batch
         self._reads_gates = GATES in needs
         self._keeps_logits = keeps_logits
+        self._keeps_prompt_logits = keeps_prompt_logits
         self._step = -1
         self._routes: list[Route] = []  # of the running step, by layer
         self._looks: list[Look] = []
+        self._probs: list[Tensor] = []
+        self._watch: RouterWatch | None = None
         self._forced: ForcedRoutes | None = None
         self._look_ahead: LookAhead | None = None
-        self._decoder: Decoder | None = None
+        self._forwards: Forwards | None = None
         self._arrivals: Arrivals = Users(1, 0)
         self._began_ns = 0
         with ExitStack() as on_model:
+            if ROUTER_PROBS in needs:
+                if routes is not None:
+                    raise CapabilityError(
+                        "policies that read router_probs_TLE, lossy ones among them, are served by "
+                        "the model's own routes: run them without --routes"
+                    )
+                self._watch = RouterWatch(store.parts)
+                on_model.callback(self._watch.remove)
             if routes is not None:
-                self._forced = ForcedRoutes(store.parts, routes)
+                self._forced = ForcedRoutes(store.parts, routes, batch)
                 on_model.callback(self._forced.remove)
             if LOOK_IN in needs:
                 forced = self._forced
@@ -107,7 +123,7 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._decoder = None
+        self._forwards = None
         self._on_model.close()
 
     @torch.inference_mode()
@@ -117,8 +133,6 @@ class Server:
         sampling: Sampling,
         budget_bytes: int,
         arrivals: Arrivals,
-        *,
-        batch: int,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         """Serve the requests as the controller forms steps of them.
@@ -128,7 +142,6 @@ class Server:
             sampling: How tokens are chosen.
             budget_bytes: Room for experts.
             arrivals: When each comes.
-            batch: The most that run together.
             on_step: Told after each forward pass how many tokens went through.
         """
         driver = self._driver
@@ -138,11 +151,20 @@ class Server:
         ]
         longest = max(len(each.prompt) + each.new_tokens(sampling) for each in requests)
         look = None if self._look_ahead is None else self._look_ahead.ids
-        self._decoder = driver.decoder(self._model, longest, look, batch)
+        decoder = driver.decoder(self._model, longest, look, self._batch)
+        if self._watch is not None and decoder is not None and self._batch > 1:
+            raise CapabilityError(
+                "policies that read router_probs_TLE, lossy ones among them, are not served in "
+                "graphs of several requests; take --backend cuda-eager or --batch 1"
+            )
+        self._forwards = Forwards(
+            self._model, driver, decoder, keeps_prompt_logits=self._keeps_prompt_logits
+        )
         self._attach()
         ends = frozenset() if sampling.ignore_eos else end_tokens(self._model)
+        driver.begin_run(budget_bytes)
         self._arrivals, self._began_ns = arrivals, driver.clock_ns()
-        driver.begin_run(budget_bytes, self._arrive())
+        driver.tell(self._arrive())
         while True:
             driver.await_form()
             if driver.form is not None:
@@ -157,15 +179,16 @@ class Server:
 
     def _serve_step(self, form: FormStep, sampling: Sampling, ends: frozenset[int]) -> int:
         """Run one forward pass and report what it was; return how many tokens went through."""
-        driver = self._driver
+        driver, forwards = self._driver, self._forwards
+        assert forwards is not None
         together = [self.served[number] for number in form.requests]
         for number, one, chunk in zip(form.requests, together, form.prompt_chunks, strict=True):
             one.feed(chunk)
             if one.cache is None:
-                one.cache = self._new_cache()
+                one.cache = forwards.open()
                 driver.timings.requests[number].began_ns = driver.clock_ns()
         self._step += 1
-        self._routes, self._looks = [], []
+        self._routes, self._looks, self._probs = [], [], []
         phases = tuple(one.phase for one in together)
         gives = tuple(one.gives_token for one in together)
         if self._forced is not None:
@@ -173,16 +196,17 @@ class Server:
                 [
                     (number, one.position, len(one.fed))
                     for number, one in zip(form.requests, together, strict=True)
-                ]
+                ],
+                forwards.places(together),
             )
         driver.begin_step(StepBegan(self._step, form.requests, phases, {}))
-        logits_RV, best = self._forward(together)
+        logits_RV, best = forwards.run(together, self._compute_captured)
         for at, one in enumerate(together):
             if gives[at]:
-                one.tokens.append(self._next_token(one, logits_RV[at], best and best[at], sampling))
+                one.tokens.append(self._next_token(one, logits_RV[at], best[at], sampling))
         now_ns = driver.clock_ns()
         tokens = sum(len(one.fed) for one in together)
-        keep_step(together, self._routes, self._looks)
+        keep_step(together, self._routes, self._looks, self._probs)
         then: list[Fact] = []
         for at, (number, one) in enumerate(zip(form.requests, together, strict=True)):
             if not gives[at]:
@@ -192,52 +216,21 @@ class Server:
             times.has_first_token = True
             is_full = len(one.tokens) == one.request.new_tokens(sampling)
             if is_full or (one.request.forced is None and one.tokens[-1] in ends):
-                self._let_go(one)
+                forwards.close(one.cache)
+                one.cache = None
                 self._arrivals.ended(now_ns - self._began_ns)
                 then += [RequestEnded(number), *self._arrive()]
         driver.end_step(StepEnded(self._step, tuple(map(int, gives))), then)
         return tokens
 
-    def _new_cache(self) -> Any:  # noqa: ANN401  a cache of transformers
-        if self._decoder is None:
-            return transformers.DynamicCache(config=self._model.config)
-        return self._decoder.open()
-
-    def _let_go(self, one: Served) -> None:
-        if self._decoder is not None:
-            self._decoder.close(one.cache)
-        one.cache = None
-
-    def _forward(self, together: Sequence[Served]) -> tuple[Tensor, Sequence[int] | None]:
-        """Return the logits [R, V] after each request's last token, computed, and the best ones.
-
-        The most probable tokens are there where what computed the logits found them too.
-        """
-        decoder, driver = self._decoder, self._driver
-        if decoder is not None and all(one.phase is Phase.DECODE for one in together):
-            fed = [(one.cache, one.fed[0]) for one in together]
-            return decoder.step(fed, self._compute_captured, driver.wait_until)
-        if len(together) == 1:
-            (one,) = together
-            ids = _token_ids(one.fed, next(self._model.parameters()).device)
-            out = self._model(ids, past_key_values=one.cache, use_cache=True, logits_to_keep=1)
-            logits_RV = out.logits[:, -1]
-        else:
-            shares = [Share(one.cache, one.position, one.fed) for one in together]
-            logits_RV = forward_packed(self._model, shares)
-        driver.settle()
-        return logits_RV, None
-
-    def _next_token(
-        self, one: Served, logits_V: Tensor, best: int | None, sampling: Sampling
-    ) -> int:
+    def _next_token(self, one: Served, logits_V: Tensor, best: int, sampling: Sampling) -> int:
         if self._keeps_logits:
             one.logits.append(logits_V.clone())
         if one.request.forced is not None:
             return one.request.forced[len(one.tokens)]
-        if best is not None and sampling.temperature == 0:
+        if sampling.temperature == 0:
             return best
-        return choose_token(logits_V, sampling.temperature, one.rng)
+        return draw_token(logits_V, sampling.temperature, one.rng)
 
     def _attach(self) -> None:
         self._on_model.callback(
@@ -247,20 +240,37 @@ class Server:
     def _serve_layer(self, layer: int, work: LayerWork) -> Tensor:
         """Have one MoE layer's experts computed and added up."""
         look = None if self._look_ahead is None else self._look_ahead.best(layer)
-        self._compute_layer(layer, work, work.choices, work.gates_TK, look)
+        probs_TE = None if self._watch is None else self._watch.probabilities(layer)
+        self._compute_layer(layer, work, work.choices, work.gates_TK, look, probs_TE)
         merged: Tensor = self._driver.merge(work)
         return merged
 
     def _compute_captured(self, layer: int, work: LayerWork, seen: Any) -> None:  # noqa: ANN401  the decoder's
         """Have the experts of a layer of a captured step computed."""
-        self._compute_layer(layer, work, seen.choices, seen.gates_TK, seen.look)
+        watch = self._watch
+        probs_TE = None if watch is None else watch.probabilities(layer, len(work.hidden_TD))
+        self._compute_layer(layer, work, seen.choices, seen.gates_TK, seen.look, probs_TE)
 
     def _compute_layer(
-        self, layer: int, work: LayerWork, choices: Chosen, gates_TK: Tensor, look: Look | None
+        self,
+        layer: int,
+        work: LayerWork,
+        choices: Chosen,
+        gates_TK: Tensor,
+        look: Look | None,
+        probs_TE: Tensor | None,
     ) -> None:
-        """Have one MoE layer's experts computed: report the choice, obey, wait."""
+        """Have one MoE layer's experts computed: report the choice, obey, wait.
+
+        What is kept is the router's own choice, whatever a lossy policy makes of it.
+        """
         gates = gates_TK.half().flatten().tolist() if self._reads_gates else []
-        signals = {}
+        signals: dict[str, Any] = {}
+        if probs_TE is not None:
+            work.probs_TE, gates_TK = probs_TE, gates_TK.clone()
+            half_TE = probs_TE.half().cpu()
+            signals[ROUTER_PROBS] = half_TE.tolist()
+            self._probs.append(half_TE)
         if look is not None:
             signals[LOOK_IN] = look
             self._looks.append(look)
@@ -292,11 +302,3 @@ def _numbered(choices: Chosen, layer: int, experts: int) -> Sequence[int]:
         return [first + expert for expert in choices]
     ids_NLK = (choices + first).astype(np.int32).reshape(-1, 1, 1)
     return choices_by_layer(ids_NLK, first + experts)[0]
-
-
-def _token_ids(tokens: Sequence[int], device: torch.device) -> Tensor:
-    """Return a step's tokens; a single one without a copy, which would queue behind an expert's."""
-    if len(tokens) == 1:
-        return torch.full((1, 1), tokens[0], dtype=torch.long, device=device)
-    return torch.tensor([tokens], device=device)
-

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from moesim.backends.batches import arrivals_for, batched
-from moesim.backends.controllers import Deciding, UnknownCosts
+from moesim.backends.controllers import Deciding, UnknownCosts, splits
 from moesim.backends.drivers.cuda.driver import CudaDriver
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
 from moesim.backends.drivers.threads import ThreadsDriver
@@ -55,7 +55,7 @@ def serve(wishes: Wishes) -> None:
     if routes is not None and wishes.max_prompts is not None:
         routes = routes.head(requests=wishes.max_prompts)
     torch.set_num_threads(wishes.threads or max(1, (os.cpu_count() or 1) // 2))
-    opened = open_model(wishes.source, device)
+    opened = open_model(wishes.source, device, by_row=splits(chosen.policies))
     model: Any = opened.checkpoint.model
     requests = _requests(wishes, opened.checkpoint, routes)
     sampling = Sampling(
@@ -173,13 +173,22 @@ def _summary(
     slots = deciding.budget_bytes // max(store.sizes_L)
     experts = store.parts.experts * len(store.sizes_L)
     rate = counts.hits / counts.demands if counts.demands else 0.0
+    partial = f"   in part {counts.partial_hits}" if counts.partial_hits else ""
     lines = [
         f"{figures['system']}: {format_bytes(deciding.budget_bytes)} for experts, "
         f"{slots} of {experts}",
         f"TTFT mean {shown('mean_ttft_ms')}   TPOT mean {shown('mean_tpot_ms')}, "
         f"p50 {shown('p50_tpot_ms')}, p99 {shown('p99_tpot_ms')}",
-        f"hits {counts.hits} ({rate:.1%})   late {counts.late_hits}   misses {counts.misses}"
-        f"   on the CPU {counts.cpu_experts}",
+        f"hits {counts.hits} ({rate:.1%})   late {counts.late_hits}{partial}   "
+        f"misses {counts.misses}   on the CPU {counts.cpu_experts}",
+        *(
+            [
+                f"lossy: {counts.rerouted} of the router's choices went to other experts, "
+                f"{counts.skipped} to none"
+            ]
+            if deciding.is_lossy
+            else []
+        ),
         f"copied {format_bytes(counts.bytes_total)}, "
         f"{format_bytes(counts.bytes_prefetch_wasted)} of it prefetched in vain",
     ]

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from moesim.backends.drivers.cuda.pinned import pinned_bytes
 from moesim.backends.models import Model, ModelError, MoeLayer, MoeParts, find_moe
+from moesim.backends.row_layouts import RowLayout
+from moesim.simulator.errors import CapabilityError
 
 # E experts of a layer, B bytes of a blob.
 
@@ -87,9 +89,41 @@ class BlobLayout:
                 end = _aligned(matrix.end_bytes)
         return cls(tuple(matrices), end)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.matrices[0].dtype
+
+    @property
+    def pieces(self) -> int:
+        """Rows of a product: one."""
+        return 1
+
+    @property
+    def first_piece(self) -> int:
+        """Which piece of the expert its first one is."""
+        return 0
+
+    def part(self, begin_bytes: int, end_bytes: int) -> Self:
+        """Return itself: the layout of the only part there is.
+
+        Raises:
+            CapabilityError: Another part is meant.
+        """
+        if (begin_bytes, end_bytes) != (0, self.blob_bytes):
+            raise CapabilityError(
+                f"bytes {begin_bytes} to {end_bytes} of an expert laid out matrix by matrix are no "
+                "part of it; open the model for a system that splits experts"
+            )
+        return self
+
     def views(self, arena_B: Tensor, offset_bytes: int) -> Mapping[str, Tensor]:
         """Return every matrix of the blob at an offset, by its name in transformers."""
         return {matrix.name: matrix.view(arena_B, offset_bytes) for matrix in self.matrices}
+
+
+Layout = BlobLayout | RowLayout
+Layouts = tuple[Layout, ...]
 
 
 class ExpertStore:
@@ -97,30 +131,30 @@ class ExpertStore:
 
     Attributes:
         parts: The MoE blocks that they were taken from.
-        layouts: How a blob is laid out, by MoE layer.
+        layouts: How a blob is laid out, by MoE layer; row by row if experts may be split.
     """
 
-    def __init__(
-        self, parts: MoeParts, layouts: tuple[BlobLayout, ...], layers_EB: list[Tensor]
-    ) -> None:
+    def __init__(self, parts: MoeParts, layouts: Layouts, layers_EB: list[Tensor]) -> None:
         self.parts = parts
         self.layouts = layouts
         self._layers_EB = layers_EB
 
     @classmethod
-    def take_from(cls, model: Model, *, pin: bool = False) -> Self:
+    def take_from(cls, model: Model, *, pin: bool = False, by_row: bool = False) -> Self:
         """Move a model's experts into a store, layer by layer; the model keeps none of them.
 
         Args:
             model: A transformers causal model with fused experts.
             pin: Whether the blobs are page-locked, as copies to a GPU need them.
+            by_row: Whether parts of experts are copied and run by themselves.
 
         Raises:
             ModelError: The model has no MoE layer of a kind that can be offloaded.
+            CapabilityError: Its experts cannot be split.
             OutOfMemoryError: Host memory does not do for the store.
         """
         parts = find_moe(model)
-        layouts = tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
+        layouts = _layouts(parts, by_row=by_row)
         layers_EB = [
             _repack(layer, layout, parts.experts, pin=pin)
             for layer, layout in zip(parts.layers, layouts, strict=True)
@@ -128,22 +162,31 @@ class ExpertStore:
         return cls(parts, layouts, layers_EB)
 
     @classmethod
-    def random(cls, model: Model, *, pin: bool = False, pool_bytes: int | None = None) -> Self:
+    def random(
+        cls,
+        model: Model,
+        *,
+        pin: bool = False,
+        pool_bytes: int | None = None,
+        by_row: bool = False,
+    ) -> Self:
         """Make a store of random weights for a model whose own experts take no memory.
 
         Args:
             model: Built on the meta device; it loses its experts.
             pin: Whether the blobs are page-locked.
             pool_bytes: Layers share as many layers' blobs as fit, at least one; None shares none.
+            by_row: Whether parts of experts are copied and run by themselves.
 
         Raises:
             ModelError: The model has no MoE layer of a kind that can be offloaded.
+            CapabilityError: Its experts cannot be split.
             OutOfMemoryError: Host memory does not do for the store.
         """
         parts = find_moe(model)
-        layouts = tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
-        block_B = _random_block(layouts[0].matrices[0].dtype)
-        made: dict[BlobLayout, list[Tensor]] = {}
+        layouts = _layouts(parts, by_row=by_row)
+        block_B = _random_block(layouts[0].dtype)
+        made: dict[Layout, list[Tensor]] = {}
         layers_EB: list[Tensor] = []
         for layer, layout in zip(parts.layers, layouts, strict=True):
             nbytes = parts.experts * layout.blob_bytes
@@ -155,14 +198,19 @@ class ExpertStore:
                     piece_B.copy_(block_B[: len(piece_B)])
                 rooms.append(room_B.view(parts.experts, layout.blob_bytes))
             layers_EB.append(rooms[len(layers_EB) % len(rooms)])
-            for matrix in layout.matrices:
-                delattr(layer.experts, matrix.name)
+            for name in [*dict(layer.experts.named_parameters())]:
+                delattr(layer.experts, name)
         return cls(parts, layouts, layers_EB)
 
     @property
     def sizes_L(self) -> tuple[int, ...]:
         """Bytes of one expert of each layer."""
         return tuple(layout.blob_bytes for layout in self.layouts)
+
+    @property
+    def pieces(self) -> int:
+        """Rows that a product has: more than one where experts may be split."""
+        return self.layouts[0].pieces
 
     @property
     def total_bytes(self) -> int:
@@ -185,15 +233,27 @@ class ExpertStore:
         return self.layouts[expert // self.parts.experts].views(self.blob(expert), 0)
 
 
+def _layouts(parts: MoeParts, *, by_row: bool) -> Layouts:
+    if by_row:
+        return tuple(RowLayout.of(layer.experts) for layer in parts.layers)
+    return tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
+
+
 def make_arena(nbytes: int, device: torch.device) -> Tensor:
     """Return that many bytes, every page of them touched."""
     return torch.zeros(nbytes, dtype=torch.uint8, device=device)
 
 
-def _repack(layer: MoeLayer, layout: BlobLayout, experts: int, *, pin: bool) -> Tensor:
+def _repack(layer: MoeLayer, layout: Layout, experts: int, *, pin: bool) -> Tensor:
     """Copy one layer's experts into blobs and take them off the module."""
     module: Any = layer.experts
     blobs_EB = _room(experts * layout.blob_bytes, pin=pin).view(experts, layout.blob_bytes)
+    if isinstance(layout, RowLayout):
+        for index in range(experts):
+            blobs_EB[index].copy_(layout.pack(module, index))
+        for name in [*dict(module.named_parameters())]:
+            delattr(module, name)
+        return blobs_EB
     for matrix in layout.matrices:
         fused = getattr(module, matrix.name).detach()
         for index in range(experts):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import transformers
 
+from moesim.backends.batches import arrivals_for
 from moesim.backends.controllers import Deciding
 from moesim.backends.execution import Execution, Keep, Log, MakeDriver, execute
 from moesim.backends.experts import RESIDENT
@@ -52,6 +53,18 @@ CPU_EXPERTS: Mapping[Axis, str] = {
     "prefetch": "transition_table:fit=online",
     "schedule": "cpu_on_miss",
 }
+BATCHES: Mapping[str, Mapping[Axis, str]] = {
+    "a batch": {
+        "cache": "lru",
+        "prefetch": "none",
+        "schedule": "fcfs:max_batch=2/resident_first",
+    },
+    "a batch in pieces": {
+        "cache": "lru",
+        "prefetch": "next_gate:horizon=1",
+        "schedule": "fcfs:max_batch=3,chunk=4/resident_first",
+    },
+}
 ALL_FIT: Mapping[Axis, str] = {
     "cache": "lru",
     "prefetch": "none",
@@ -61,8 +74,12 @@ TOLERANCE = 1e-4
 """Of the largest logit, in float32, where other kernels computed."""
 
 
-def tiny_model() -> Model:
-    """Return a Mixtral of three layers of eight experts top-2 with random weights, in float32."""
+def tiny_model(context: int = 64) -> Model:
+    """Return a Mixtral of three layers of eight experts top-2 with random weights, in float32.
+
+    Args:
+        context: The most tokens of a request.
+    """
     config = transformers.MixtralConfig(
         vocab_size=300,
         hidden_size=64,
@@ -70,7 +87,7 @@ def tiny_model() -> Model:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=context,
         num_local_experts=8,
         num_experts_per_tok=2,
         initializer_range=0.3,
@@ -90,7 +107,8 @@ def check_backend(
     alike by a fresh controller; the books must balance.
 
     Args:
-        make_driver: Makes the driver under test.
+        make_driver: Makes the driver under test; requests also run together on it, whose logits
+            differ a little from those of each alone.
         device: Where the model's other weights go.
         has_cpu_experts: Whether the driver runs experts on the CPU; their logits may differ a
             little, their text may not.
@@ -112,6 +130,11 @@ def check_backend(
         for request, (ours, theirs) in enumerate(zip(done.logits, expected, strict=True)):
             for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
                 assert torch.equal(a, b), f"{name}: request {request} step {step}: logits differ"
+        _check_log(name, done, deciding, store)
+    for name, policies in BATCHES.items():
+        done, deciding = _run(model, store, policies, SMALL_SLOTS, make_driver)
+        assert done.logits is not None
+        _check_close(name, done.logits, expected)
         _check_log(name, done, deciding, store)
     if has_cpu_experts:
         done, deciding = _run(model, store, CPU_EXPERTS, LARGE_SLOTS, make_driver)
@@ -180,6 +203,7 @@ def _run(
         Sampling(new_tokens=NEW_TOKENS, ignore_eos=True),
         keep=Keep(logits=True, log=True),
         make_driver=make_driver,
+        arrivals=arrivals_for(policies, len(PROMPTS)),
     )
     return done, deciding
 

@@ -16,6 +16,7 @@ from moesim.hardware_profiles.link import Pcie
 from moesim.hardware_profiles.units import format_bytes, parse_bytes_per_s
 
 _SECOND_NS = 1e9
+_MB = 1_000_000
 _WAYS: tuple[Way, ...] = ("h2d", "d2h", "pageable")
 _LATENCY_SHARE = 0.9
 _HALF = 0.5
@@ -128,8 +129,9 @@ def _route(
     sizes = bench.scale.copy_bytes
     _, latency = fit_line([float(size) for size in sizes], times)
     latency = round(min(latency, _LATENCY_SHARE * min(times)))
+    written_per_s = most_per_s // _MB * _MB  # no more once it is rounded to MB/s
     bytes_ns = [
-        max(time_ns - latency, size * _SECOND_NS / most_per_s)
+        max(time_ns - latency, size * _SECOND_NS / written_per_s)
         for size, time_ns in zip(sizes, times, strict=True)
     ]
     for at, (before, after) in enumerate(pairwise(bytes_ns), start=1):

@@ -182,8 +182,13 @@ class CudaBench:
             while len(held) < room and perf_counter() < limit_s:
                 held.append(torch.empty(_BLOCK_BYTES, dtype=torch.uint8, pin_memory=True))
         except RuntimeError:
-            return len(held) * _BLOCK_BYTES, False
-        return len(held) * _BLOCK_BYTES, len(held) < room
+            room = len(held)
+        found = len(held)
+        held.clear()
+        release: Any = getattr(torch._C, "_host_emptyCache", None)  # noqa: SLF001  torch has no other
+        if release is not None:  # else torch keeps what was pinned, and a model may need it
+            release()
+        return found * _BLOCK_BYTES, found < room
 
     def close(self) -> None:
         """Give the graphs and their weights back."""

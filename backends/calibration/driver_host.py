@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from moesim.backends.calibration import sheet as write
-from moesim.backends.calibration.pieces import LEAST_POOL
+from moesim.backends.calibration.pieces import LEAST_POOL, prompt_work
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.sheet import Sheet
 from moesim.backends.controllers import Deciding
@@ -24,8 +24,10 @@ LRU: dict[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "residen
 CONTEXT = 128
 CALLS = 8
 BEHIND = 3
+PROMPT_TOKENS = 128
 _LAYER, _EVENT, _POLL, _ISSUE = "host launch layer", "host event", "host poll", "host copy"
 _RUN, _ONE = "host launch run", "host launch run of one"
+_PROMPT_RUN = "host launch run of one in a prompt"
 _WAITED, _WAITED_BESIDE = "run after its copy", "run after its copy, beside copies"
 _GAP = "gap between two copies"
 _END, _QUIET_END = "host end of a step with copies", "host end of a step without"
@@ -51,10 +53,13 @@ class DriverHost:
         )
         self._opened = opened
         self._driver = GraphDriver(controller, store, budget_bytes)
-        self._decode = decode = self._driver.decoder(opened.checkpoint.model, CONTEXT)
+        self._decode = decode = self._driver.single_decoder(opened.checkpoint.model, CONTEXT)
         self._layer = decode._graphs[1].replay  # noqa: SLF001  what a step launches
         self._work = decode._works[0]  # noqa: SLF001  the inputs that the graphs read
         self._work.choose(list(range(self._top_k)))
+        module = store.parts.layers[0].experts
+        hidden = self._work.hidden_TD.shape[-1]
+        self._prompt = prompt_work(module, hidden, self._experts, self._top_k, PROMPT_TOKENS, place)
         self._event = new_event()
         self._number = 0
 
@@ -64,6 +69,7 @@ class DriverHost:
             Probe(_LAYER, self._layer_ns),
             Probe(_RUN, lambda: self._run_ns(self._top_k)),
             Probe(_ONE, lambda: self._run_ns(1)),
+            Probe(_PROMPT_RUN, self._prompt_run_ns),
             Probe(_EVENT, lambda: self._idle_ns(self._event.record)),
             Probe(_POLL, lambda: self._idle_ns(self._driver.poll)),
             Probe(_ISSUE, self._copies_ns),
@@ -101,6 +107,22 @@ class DriverHost:
         took_ns = self._idle_ns(launch)
         torch.cuda.synchronize()
         self._driver.forget_step()
+        return took_ns
+
+    def _prompt_run_ns(self) -> float:
+        """Return the host's time to launch one expert of a prompt, the mean over some of them."""
+        each = PROMPT_TOKENS * self._top_k // self._experts
+        experts = iter(range(CALLS))
+
+        def launch() -> None:
+            expert = next(experts)
+            self._number += 1
+            command = Run(self._number, (expert,), (each,), GPU)
+            self._driver.start_run(command, [expert * self._blob_bytes])
+
+        self._driver.open_layer(self._prompt)
+        took_ns = self._idle_ns(launch)
+        self._end_step()
         return took_ns
 
     def _copies_ns(self) -> float:
@@ -158,13 +180,16 @@ class DriverHost:
         torch.cuda.synchronize()
         began_ns = perf_counter_ns()
         self._end_step()
-        return perf_counter_ns() - began_ns
+        took_ns = perf_counter_ns() - began_ns
+        self._driver.drain()  # reads the events that steps left
+        return took_ns
 
     def launch(self, sheet: Sheet) -> dict[str, Any]:
         """Return the section ``launch``; a run's own event is charged apart."""
         source = sheet.source(
             "launch", "host time of the driver's calls, device idle", [_LAYER, _RUN, _ONE]
         )
+        prompt = sheet.source("prompt-run", "likewise, one expert of a prompt", [_PROMPT_RUN])
         event = sheet.source("event", "host time to record one event", [_EVENT])
         run, one, event_ns = sheet.median(_RUN), sheet.median(_ONE), sheet.median(_EVENT)
         each_ns = max(0.0, run - one) / (self._top_k - 1)
@@ -173,6 +198,7 @@ class DriverHost:
             "run": [write.ns(one - each_ns - event_ns), source],
             "per_expert": [write.ns(each_ns), source],
             "event": [write.ns(event_ns), event],
+            "prompt_run": [write.ns(sheet.median(_PROMPT_RUN) - event_ns), prompt],
         }
 
     def poll(self, sheet: Sheet) -> list[Any]:

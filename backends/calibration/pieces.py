@@ -4,6 +4,8 @@ Weights are random at true dimensions. Runs rotate over more experts than a cach
 over layers, for a model's weights are cold too.
 """
 
+from typing import Any
+
 import torch
 
 from moesim.backends.drivers.cuda.graphed_experts import KernelExperts, kernel_layout
@@ -25,6 +27,22 @@ LOOKING = 0
 """Stands for a context: the first one, with a look ahead in each piece."""
 HORIZONS = 2
 """Of a look ahead, as an execution has it unless told otherwise."""
+
+
+def prompt_work(
+    module: Any,  # noqa: ANN401  an experts module of transformers
+    hidden: int,
+    experts: int,
+    top_k: int,
+    tokens: int,
+    place: torch.device,
+) -> LayerWork:
+    """Return a prompt's layer, whose tokens use every expert alike."""
+    every_TK = torch.arange(tokens * top_k, device=place) % experts
+    ids_TK = every_TK.view(tokens, top_k)
+    hidden_TD = torch.randn(tokens, hidden, device=place, dtype=torch.bfloat16)
+    gates_TK = torch.full_like(ids_TK, 1 / top_k, dtype=torch.float32)
+    return LayerWork(module, hidden_TD, ids_TK, gates_TK, ids_TK.reshape(-1).cpu().numpy())
 
 
 class Pieces:
@@ -108,13 +126,8 @@ class Pieces:
 
     def open_prompt(self, tokens: int) -> None:
         """Sort a prompt's rows, which use every expert alike."""
-        module, hidden = self._module, self.shape.hidden
-        every_TK = torch.arange(tokens * self.top_k, device=self._place) % self._experts
-        ids_TK = every_TK.view(tokens, self.top_k)
-        hidden_TD = torch.randn(tokens, hidden, device=self._place, dtype=torch.bfloat16)
-        gates_TK = torch.full_like(ids_TK, 1 / self.top_k, dtype=torch.float32)
-        choices = ids_TK.reshape(-1).cpu().numpy()
-        self._grouped.open(LayerWork(module, hidden_TD, ids_TK, gates_TK, choices))
+        counts = self.shape.hidden, self._experts, self.top_k, tokens
+        self._grouped.open(prompt_work(self._module, *counts, self._place))
         torch.cuda.synchronize()
 
     def run_prompt(self, tokens: int) -> int:

@@ -27,6 +27,7 @@ from moesim.simulator.messages import (
     Fact,
     Run,
 )
+from moesim.simulator.terms import ALL
 
 LONGEST_SLEEP_S = 0.05
 
@@ -42,6 +43,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
     """
 
     name = "threads"
+    skips_choices = True
 
     def __init__(
         self,
@@ -68,29 +70,32 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self._layer_jobs: list[tuple[int, Job]] = []
         self._work: LayerWork | None = None
 
-    def copy_bytes(self, expert: int, offset_bytes: int) -> None:
-        """Move one expert's blob into the arena; runs in the copy thread."""
+    def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
+        """Move a stretch of one expert's blob into the arena; runs in the copy thread."""
         assert self._arena_B is not None
-        blob_B = self._store.blob(expert)
-        self._arena_B[offset_bytes : offset_bytes + len(blob_B)].copy_(blob_B)
+        part_B = self._store.blob(expert)[slice(*stretch)]
+        self._arena_B[offset_bytes : offset_bytes + len(part_B)].copy_(part_B)
 
     def place(self, expert: int, offset_bytes: int) -> None:
         """Put an expert into the arena before time zero."""
-        self.copy_bytes(expert, offset_bytes)
+        self.copy_bytes(expert, self.stretch(expert, ALL), offset_bytes)
 
     def open_layer(self, work: LayerWork) -> None:
         """Take in what the runs of the coming layer compute on."""
+        work.pieces = self._store.pieces
         self._work = work
         self._layer_jobs = []
 
     def start_copy(self, command: Copy, offset_bytes: int) -> None:
         """Hand a copy to the copy thread."""
-        expert, nbytes = command.expert, len(self._store.blob(command.expert))
+        expert, stretch = command.expert, self.stretch(command.expert, command.part)
         job = Job(
-            command, lambda: self.copy_bytes(expert, offset_bytes), named(self._jobs, command.after)
+            command,
+            lambda: self.copy_bytes(expert, stretch, offset_bytes),
+            named(self._jobs, command.after),
         )
         self._jobs[command.n] = job
-        self._copies[command.n] = (job, nbytes)
+        self._copies[command.n] = (job, stretch[1] - stretch[0])
         self._streams["h2d"].submit(job)
 
     def start_run(self, command: Run, offsets_bytes: Sequence[int]) -> None:
@@ -98,16 +103,19 @@ class ThreadsDriver(RealDriver[LayerWork]):
         work = self._work
         assert work is not None
         on_cpu = command.device.kind == "cpu"
+        layer = command.experts[0] // self._experts
+        layout = self._store.layouts[layer]
+        part = layout.part(*self.stretch(command.experts[0], command.part))
 
         def compute() -> None:
             for at, expert in enumerate(command.experts):
-                layer, index = divmod(expert, self._experts)
                 if on_cpu:
                     weights = self._store.matrices(expert)
                 else:
                     assert self._arena_B is not None
-                    weights = self._store.layouts[layer].views(self._arena_B, offsets_bytes[at])
-                work.compute(index, weights)
+                    weights = part.views(self._arena_B, offsets_bytes[at])
+                first_piece = 0 if on_cpu else part.first_piece
+                work.compute(expert % self._experts, weights, first_piece)
 
         job = Job(command, compute, named(self._jobs, command.after))
         self._jobs[command.n] = job

@@ -16,13 +16,19 @@ Given = Annotated[
     Path, typer.Argument(metavar="TRACE", help="A trace: a file or folder that moesim reads.")
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The predictor to write: .safetensors.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Write the trained weights, .safetensors, for Python: predictors.files reads them.",
+    ),
 ]
 HeldOut = Annotated[
     Path | None,
     typer.Option(
         "--annotate",
-        help="Also write the held-out requests, in the order served, with the answers as signals.",
+        help="Write the held-out requests, in the order served, with the answers as signals: what "
+        "policies read.",
     ),
 ]
 Period = Annotated[int, typer.Option(min=1, help="Prompts for which an answer is held, p.")]
@@ -40,7 +46,7 @@ Budget = Annotated[float, typer.Option(help="Share of the experts that a budget 
 
 def train_predictor(
     given: Given,
-    output: Output,
+    output: Output = None,
     annotate: HeldOut = None,
     period: Period = 40,
     horizon: Horizon = 1,
@@ -66,7 +72,7 @@ def train_predictor(
 
     if order not in ORDERS:
         raise UnknownNameError("order", order, ORDERS)
-    if output.suffix != ".safetensors":
+    if output is not None and output.suffix != ".safetensors":
         raise InputError(f"{output}: give a file that ends in .safetensors")
     if annotate is not None and annotate.suffix not in SUFFIXES:
         raise InputError(f"{annotate}: give a file that ends in one of {SUFFIXES}")
@@ -105,7 +111,7 @@ def train_predictor(
         f"{alike.prompts:.2f}, independent {alike.independent:.2f}"
     )
     first, held_out = outcome.first, trace.requests - outcome.first
-    typer.echo(f"{output}: learned from {first} prompts, judged on {held_out}", err=True)
+    typer.echo(f"learned from {first} prompts, judged on {held_out}", err=True)
 
 
 def _print(judged: "Mapping[str, Judged]", period: int, slots: int, experts: int) -> None:

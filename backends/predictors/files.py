@@ -5,8 +5,6 @@ Equal training gives equal bytes: everything that is not an array stands in one 
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.numpy import save
 
 from moesim.backends.predictors.light import Light
 from moesim.backends.predictors.sequence import ExpertSequence, Size, Variant
+from moesim.hardware_profiles.writing import replacing
 from moesim.simulator.errors import InputError
 from moesim.simulator.policies.mixture import Counters
 
@@ -59,14 +58,8 @@ def write_predictors(found: Predictors, target: Path) -> None:
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     ordered = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
-    handle, beside = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(ordered, metadata={DOCUMENT: text}))
-        Path(beside).replace(target)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with replacing(target) as draft:
+        draft.write_bytes(save(ordered, metadata={DOCUMENT: text}))
 
 
 def read_predictors(path: Path) -> Predictors:

@@ -65,9 +65,10 @@ class Outcome:
     held_out: RoutingTrace
     likeness: Correlation
 
-    def write(self, output: Path, annotate: Path | None) -> None:
-        """Write the predictors and, if asked for, the held-out requests with their signals."""
-        write_predictors(self.predictors, output)
+    def write(self, output: Path | None, annotate: Path | None) -> None:
+        """Write the predictors, and the held-out requests with their signals, if asked for."""
+        if output is not None:
+            write_predictors(self.predictors, output)
         if annotate is not None:
             write(self.held_out, annotate)
 

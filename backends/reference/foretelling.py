@@ -19,6 +19,7 @@ from moesim.backends.recorder import Origin, Request, Sampling, record
 from moesim.backends.reference.architecture import make_model, use_dense_experts
 from moesim.backends.reference.report import RECALL, SCRATCH, WEIGHTS
 from moesim.backends.reference.train import read_model
+from moesim.simulator.results import write_text
 from moesim.traces import RoutingTrace, samples
 from moesim.traces.recall import LOOK_AHEAD, look_ahead_recall, popular_recall, table_recall
 from moesim.traces.store import read
@@ -79,9 +80,7 @@ def main() -> None:
     """Measure and write the file."""
     seed = json.loads(SCRATCH.read_text())["provenance"]["seed"]
     found = measure(WEIGHTS, read(SAMPLE), seed)
-    scratch = RECALL.with_suffix(".new")
-    scratch.write_text(json.dumps(found, indent=1) + "\n")
-    scratch.replace(RECALL)
+    write_text(RECALL, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

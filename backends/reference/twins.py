@@ -38,6 +38,7 @@ from moesim.backends.reference.learning import Trainer, steps_per_second
 from moesim.backends.reference.prompts import choose_prompts
 from moesim.backends.reference.texts import Split, pack_rows, read_split
 from moesim.backends.reference.train import learn, make_rows, provenance, say, write_model
+from moesim.simulator.results import write_text
 from moesim.traces import write
 from moesim.traces.statistics import describe
 from moesim.traces.store import read
@@ -267,9 +268,7 @@ def make_twin(name: str, split: Split, options: argparse.Namespace) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write a file whole or not at all."""
-    scratch = path.with_name(f"{path.name}.new")
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
-    scratch.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def has_hash(path: Path, sha256: str) -> bool:

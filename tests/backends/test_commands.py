@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from moesim.backends.commands import record
 from moesim.backends.reference.vocabulary import make_tokenizer
 from moesim.simulator.errors import InputError
+from moesim.simulator.memory import MemorySpec
+from moesim.simulator.runs import RunSpec, prepare
 from moesim.traces import load
 
 APP = typer.Typer()
@@ -150,3 +152,39 @@ def test_a_gpu_that_is_not_there_is_exit_code_3(tmp_path: Path, prompts: Path) -
     done = run("no/model", "--prompts", prompts, "-o", tmp_path / "t.npz", "--device", "cuda:99")
     assert done.exit_code == 3
     assert "device cuda:99: this machine has" in done.output
+
+
+def test_a_lossy_system_is_recorded_as_a_closed_loop(
+    tmp_path: Path, folder: Path, prompts: Path
+) -> None:
+    """The trace is bound to system and budget, repeats byte by byte, and replays as closed."""
+    first, second = tmp_path / "a.npz", tmp_path / "b.npz"
+    common = ("--prompts", prompts, "--new-tokens", 4, "--device", "cpu", "--system", "emoe")
+    for output in (first, second):
+        done = run(folder, *common, "--slots", "50%", "-o", output, "--licence", "MIT")
+        assert done.exit_code == 0, done.output
+    assert first.read_bytes() == second.read_bytes()
+    trace = load(first)
+    assert (trace.header.model, trace.header.licence) == ("tiny-mixtral", "MIT")
+    bound = trace.header.closed_loop
+    assert bound is not None
+    assert (bound.system, bound.slots) == ("emoe", 12)
+    spec = RunSpec(
+        trace=trace,
+        trace_name="a",
+        hardware="rtx4090",
+        policies=bound.policies,
+        memory=MemorySpec(slots="50%"),
+    )
+    assert prepare(spec).replay().row["loop"] == "closed"
+
+
+def test_a_lossless_system_closes_no_loop(tmp_path: Path, folder: Path, prompts: Path) -> None:
+    """Its routes are those of any recording; and a budget needs a system."""
+    words = (folder, "--prompts", prompts, "-o", tmp_path / "a.npz", "--slots", "50%")
+    done = run(*words, "--system", "emoe-lossless")
+    assert isinstance(done.exception, InputError)
+    assert "it changes no route" in str(done.exception)
+    done = run(*words)
+    assert isinstance(done.exception, InputError)
+    assert "name it with --system" in str(done.exception)

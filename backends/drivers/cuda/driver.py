@@ -25,10 +25,11 @@ from moesim.backends.drivers.cuda.transfer import copy_to_device
 from moesim.backends.drivers.streams import Stream, failure_of
 from moesim.backends.experts import LayerWork
 from moesim.backends.means import named
-from moesim.backends.store import ExpertStore
+from moesim.backends.store import ExpertStore, Layout
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import ProtocolError
 from moesim.simulator.messages import Ask, Copy, Fact, Failed, Run
+from moesim.simulator.terms import ALL
 
 SHORT_SLEEP_S = 50e-6
 """Lent to the threads of CPU experts and asks; without them the host never sleeps."""
@@ -92,26 +93,29 @@ class CudaDriver(SpinningDriver):
         gc.disable()
         return self
 
-    def copy_bytes(self, expert: int, offset_bytes: int) -> None:
-        """Have one expert's blob moved into the arena, in the copy stream."""
+    def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
+        """Have a stretch of one expert's blob moved into the arena, in the copy stream."""
         arena_B = self._arena_B
         assert arena_B is not None
-        nbytes = self._store.sizes_L[expert // self._experts]
+        begin, end = stretch
+        nbytes = end - begin
         if not 0 <= offset_bytes <= len(arena_B) - nbytes:
             raise ProtocolError(f"expert {expert} has no room at byte {offset_bytes} of the arena")
         to = arena_B.data_ptr() + offset_bytes
-        copy_to_device(to, self._sources[expert], nbytes, self._copies.stream.cuda_stream)
+        source = self._sources[expert] + begin
+        copy_to_device(to, source, nbytes, self._copies.stream.cuda_stream)
 
     def place(self, expert: int, offset_bytes: int) -> None:
         """Put an expert into the arena before time zero."""
         try:
-            self.copy_bytes(expert, offset_bytes)
+            self.copy_bytes(expert, self.stretch(expert, ALL), offset_bytes)
             self._copies.stream.synchronize()
         except RuntimeError as error:
             raise DeviceError(f"the GPU failed: {reason(error)}") from error
 
     def open_layer(self, work: LayerWork) -> None:
         """Take in what the runs of the coming layer compute on."""
+        work.pieces = self._store.pieces
         self._work = work
         assert self._products is not None
         self._products.open(work)
@@ -119,12 +123,13 @@ class CudaDriver(SpinningDriver):
     def start_copy(self, command: Copy, offset_bytes: int) -> None:
         """Hand a copy to the copy stream."""
         expert = command.expert
+        begin, end = stretch = self.stretch(expert, command.part)
         try:
             self._handed[command.n] = self._copies.start(
                 command,
-                self._store.sizes_L[expert // self._experts],
+                end - begin,
                 self.marks_of(command.after),
-                lambda: self.copy_bytes(expert, offset_bytes),
+                lambda: self.copy_bytes(expert, stretch, offset_bytes),
             )
         except (RuntimeError, OSError) as error:
             self._failed.append(Failed(command.n, reason(error)))
@@ -152,7 +157,13 @@ class CudaDriver(SpinningDriver):
     def compute(self, command: Run, work: LayerWork, offsets_bytes: Sequence[int]) -> None:
         """Launch a run's products in the model's stream."""
         assert self._products is not None
-        self._products.compute(command, work, offsets_bytes)
+        self._products.compute(command, work, offsets_bytes, self.part_of(command))
+
+    def part_of(self, command: Run) -> Layout:
+        """Return how what a run computes is laid out: experts, or parts of them."""
+        expert = command.experts[0]
+        layout = self._store.layouts[expert // self._experts]
+        return layout.part(*self.stretch(expert, command.part))
 
     def take(self, work: LayerWork, expert: int, rows_SD: Tensor) -> None:
         """Take in products of the CPU, which the GPU reads where they are."""

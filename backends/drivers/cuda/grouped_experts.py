@@ -30,6 +30,9 @@ class GroupedExperts:
         arena_B: All that may hold an expert.
         layout: Of every expert.
         experts: Of a layer.
+
+    Attributes:
+        rows_PSD: Products of the open layer; at one place as long as no layer has more rows.
     """
 
     def __init__(self, arena_B: Tensor, layout: ExpertLayout, experts: int) -> None:
@@ -62,13 +65,17 @@ class GroupedExperts:
         self._starts_E = torch.searchsorted(sorted_S, self._experts_E.to(sorted_S.dtype))
         self._order_S = order_S.to(torch.int32)
         width, pieces = self._layout.width, self._layout.pieces
-        self._rows_PSD = self._rows[: pieces * rows * width].view(pieces, rows, width)
+        self.rows_PSD = self._rows[: pieces * rows * width].view(pieces, rows, width)
         self._hidden_TD = hidden_TD
         self._work = work
         self._at = 0
 
     def run(
-        self, experts: Sequence[int], tokens: Sequence[int], offsets_bytes: Sequence[int]
+        self,
+        experts: Sequence[int],
+        tokens: Sequence[int],
+        offsets_bytes: Sequence[int],
+        part: ExpertLayout | None = None,
     ) -> None:
         """Launch the products of experts of the open layer.
 
@@ -76,6 +83,7 @@ class GroupedExperts:
             experts: Counted within the layer.
             tokens: How many tokens chose each.
             offsets_bytes: Where each lies in the arena.
+            part: The part of them that lies there; None is all.
         """
         tile = self._tile
         plan = [
@@ -93,7 +101,12 @@ class GroupedExperts:
             self._seen_N3[begin:end], self._starts_E, tile, groups.tiles_N2, groups.offsets_N
         )
         self._grouped.grouped_experts(
-            self._hidden_TD, self._arena_B, groups, self._layout, self._activation, self._rows_PSD
+            self._hidden_TD,
+            self._arena_B,
+            groups,
+            part or self._layout,
+            self._activation,
+            self.rows_PSD,
         )
 
     def has(self, work: LayerWork) -> bool:
@@ -103,13 +116,13 @@ class GroupedExperts:
     def take(self, work: LayerWork, expert: int, rows_SD: Tensor) -> None:
         """Take in products of the open layer from elsewhere."""
         place = work.positions[expert]
-        self._rows_PSD[1:, place] = 0
-        self._rows_PSD[0, place] = rows_SD[place].float()
+        self.rows_PSD[1:, place] = 0
+        self.rows_PSD[0, place] = rows_SD[place].float()
 
     def merge(self, work: LayerWork) -> Tensor:
         """Weight the open layer's rows, add them, close the layer."""
         out_TD = torch.empty_like(self._hidden_TD)
-        self._merge.merge_rows(self._rows_PSD, work.gates_TK.contiguous(), out_TD)
+        self._merge.merge_rows(self.rows_PSD, work.gates_TK.contiguous(), out_TD)
         self._work = None
         return out_TD
 
@@ -117,7 +130,7 @@ class GroupedExperts:
         """Make room for a layer of so many rows."""
         layout, device = self._layout, self._arena_B.device
         self._most, self._dtype = rows, dtype
-        tiles = rows // self._tile + experts
+        tiles = (rows // self._tile + experts) * most_parts(layout)
         plan_N = pinned_bytes(tiles * WORDS * 8).view(torch.long)
         self._plan = plan_N.numpy()
         self._seen_N3 = mapped(plan_N).view(-1, WORDS)
@@ -125,6 +138,11 @@ class GroupedExperts:
         self._offsets_N = torch.empty(tiles, dtype=torch.long, device=device)
         self._rows = torch.empty(layout.pieces * rows * layout.width, device=device)
         self._activation = torch.empty(rows * layout.intermediate, dtype=dtype, device=device)
+
+
+def most_parts(layout: ExpertLayout) -> int:
+    """Return how many parts of an expert may be launched one after another."""
+    return 1 if layout.pieces == 1 else 2
 
 
 def rows_bytes(layout: ExpertLayout, rows: int) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 from moesim.backends.drivers.cuda.grouped_experts import GroupedExperts
 from moesim.backends.experts import LayerWork
 from moesim.backends.layouts import ExpertLayout
-from moesim.backends.store import ExpertStore
+from moesim.backends.row_layouts import RowLayout
+from moesim.backends.store import ExpertStore, Layout
 from moesim.simulator.messages import Run
 
 
@@ -40,22 +41,30 @@ class Products:
         if self._grouped is not None and len(work.hidden_TD) > 1:
             self._grouped.open(work)
 
-    def compute(self, command: Run, work: LayerWork, offsets_bytes: Sequence[int]) -> None:
+    def compute(
+        self, command: Run, work: LayerWork, offsets_bytes: Sequence[int], part: Layout
+    ) -> None:
         """Launch a run.
 
         Args:
             command: Whose experts are computed.
             work: The layer that is open.
-            offsets_bytes: Where each expert lies.
+            offsets_bytes: Where each expert, or its part, lies.
+            part: How it is laid out.
         """
         grouped, experts = self._grouped, self._experts
         if grouped is not None and grouped.has(work):
             indices = [expert % experts for expert in command.experts]
-            grouped.run(indices, command.tokens, offsets_bytes)
+            rows = part.rows if isinstance(part, RowLayout) else None
+            grouped.run(indices, command.tokens, offsets_bytes, rows)
             return
         for expert, offset in zip(command.experts, offsets_bytes, strict=True):
             layer, index = divmod(expert, experts)
-            work.compute(index, self._matrices(layer, offset))
+            if isinstance(part, RowLayout):
+                weights = part.views(self._arena_B, offset)
+            else:
+                weights = self._matrices(layer, offset)
+            work.compute(index, weights, part.first_piece)
 
     def take(self, work: LayerWork, expert: int, rows_SD: Tensor) -> None:
         """Take in an expert's products that were computed elsewhere, counted within the layer."""

@@ -16,10 +16,10 @@ BYTES_PER_NS = 10.0
 BENCH: Any = SimpleNamespace(scale=THREADS)
 
 
-def made_sheet(pause_extra_ns: float = 0.0) -> Sheet:
+def made_sheet(pause_extra_ns: float = 0.0, bytes_per_ns: float = BYTES_PER_NS) -> Sheet:
     """Return samples of a link of 10 GB/s and 5 µs that needs longer after 0.1 s and more."""
     samples = {
-        f"copy {way} {format_bytes(size)}": [LATENCY_NS + size / BYTES_PER_NS] * 5
+        f"copy {way} {format_bytes(size)}": [LATENCY_NS + size / bytes_per_ns] * 5
         for way in ("h2d", "d2h", "pageable")
         for size in (*THREADS.copy_bytes, *THREADS.held_copy_bytes)
     }
@@ -52,6 +52,14 @@ def test_a_pause_that_costs_nothing_adds_nothing() -> None:
     """Without a difference beyond the spread the extra is 0."""
     section = copies.link(BENCH, made_sheet(), Pcie("5.0", 16))
     assert parse_ns(section["first_copy"]["extra"][0]) == 0
+
+
+def test_no_rate_is_written_above_what_the_connection_carries() -> None:
+    """Without the latency copies beat the connection by 1 %; the rounded figure does not."""
+    section = copies.link(BENCH, made_sheet(bytes_per_ns=30.5), None)
+    assert section["pcie"][0] == "6.0 x4"
+    rates = [parse_bytes_per_s(rate) for rate in section["h2d"]["bandwidth"][0].values()]
+    assert max(rates) == 30_254_000_000 < Pcie("6.0", 4).bytes_per_s
 
 
 def test_an_unreported_connection_is_an_estimate() -> None:

@@ -33,6 +33,7 @@ HOST_NS = {
     "host launch layer": 8_000.0,
     "host launch run": 14_000.0,
     "host launch run of one": 11_000.0,
+    "host launch run of one in a prompt": 91_500.0,
     "host event": 1_500.0,
     "host poll": 700.0,
     "host copy": 6_000.0,
@@ -166,6 +167,8 @@ def test_the_law_of_the_pieces_is_found_again(software: Any) -> None:
         "kv_repeat": 11,
         "look_ahead": 70,
         "expert_fixed": 12,
+        "expert_after_copy": 8,
+        "expert_while_copying": 15,
     }
     assert multiples == pytest.approx({key: float(kernels[key][0]) for key in multiples}, rel=0.01)
     assert {key: 1_000 * us for key, us in times_us.items()} == pytest.approx(
@@ -174,7 +177,9 @@ def test_the_law_of_the_pieces_is_found_again(software: Any) -> None:
     assert parse_ns(launch["layer"][0]) == 8_000
     run_ns = parse_ns(launch["run"][0]) + parse_ns(launch["event"][0])
     assert run_ns + 8 * parse_ns(launch["per_expert"][0]) == pytest.approx(14_000, abs=20)
+    assert parse_ns(launch["prompt_run"][0]) == 90_000
     assert parse_ns(found["copying"]["issue"][0]) == 4_500
+    assert parse_ns(found["copying"]["overhead"][0]) == 1_300
     assert all(abs(check.error) < 0.01 for check in sheet.checks)
 
 

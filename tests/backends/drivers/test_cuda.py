@@ -113,10 +113,10 @@ def test_a_driver_that_ignores_dependencies_is_caught() -> None:
         def start_run(self, command: Any, offsets_bytes: Any) -> None:
             super().start_run(command._replace(after=()), offsets_bytes)
 
-        def copy_bytes(self, expert: int, offset_bytes: int) -> None:
+        def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
             with torch.cuda.stream(self._copies.stream):
                 torch.cuda._sleep(5_000_000)  # slow enough for a run to overtake it
-            super().copy_bytes(expert, offset_bytes)
+            super().copy_bytes(expert, stretch, offset_bytes)
 
     with pytest.raises(AssertionError, match="logits differ"):
         check_backend(Hasty, torch.device("cuda"))
@@ -199,11 +199,11 @@ class Watched(CudaDriver):
         assert self._arena_B is not None
         type(self).arenas.append(weakref.ref(self._arena_B))
 
-    def copy_bytes(self, expert: int, offset_bytes: int) -> None:
+    def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
         self.copies += 1
         if self.copies == 20:
             type(self).harm()
-        super().copy_bytes(expert, offset_bytes)
+        super().copy_bytes(expert, stretch, offset_bytes)
 
 
 def harmed(harm: Callable[[], None]) -> type[Watched]:

@@ -8,19 +8,21 @@ import pytest
 torch = pytest.importorskip("torch", reason="executions run a real model")
 pytest.importorskip("transformers", reason="they are models of transformers")
 
-from moesim.backends.controllers import LOOK_IN
-from moesim.backends.forcing import requests_of
-from moesim.backends.generation import Request, Sampling
-from moesim.backends.packed import check_packable
-from moesim.backends.testing import first_difference
-from moesim.simulator.costs import CostModel
-from moesim.simulator.engine_counts import count
-from moesim.simulator.engine_simpy import SimpyEngine
-from moesim.simulator.errors import CapabilityError
-from moesim.simulator.messages import FormStep, StepBegan
-from moesim.simulator.serving.arrivals import OpenLoop, Users
-from moesim.simulator.serving.recorded import RecordedRequests
-from moesim.simulator.terms import Phase
+from moesim.backends.controllers import LOOK_IN, Deciding  # noqa: E402 - after the skip
+from moesim.backends.execution import Keep, execute  # noqa: E402
+from moesim.backends.forcing import requests_of  # noqa: E402
+from moesim.backends.generation import Request, Sampling  # noqa: E402
+from moesim.backends.packed import check_packable  # noqa: E402
+from moesim.backends.store import ExpertStore  # noqa: E402
+from moesim.backends.testing import first_difference, resident_logits, tiny_model  # noqa: E402
+from moesim.simulator.costs import CostModel  # noqa: E402
+from moesim.simulator.engine_counts import count  # noqa: E402
+from moesim.simulator.engine_simpy import SimpyEngine  # noqa: E402
+from moesim.simulator.errors import CapabilityError  # noqa: E402
+from moesim.simulator.messages import FormStep, StepBegan  # noqa: E402
+from moesim.simulator.serving.arrivals import OpenLoop, Users  # noqa: E402
+from moesim.simulator.serving.recorded import RecordedRequests  # noqa: E402
+from moesim.simulator.terms import Phase  # noqa: E402
 
 FAMILIES = ("Mixtral", "Qwen3Moe", "Olmoe", "DeepseekV2", "Phimoe", "GptOss", "DeepseekV3")
 REORDERING_NOISE = 2e-5
@@ -55,7 +57,9 @@ def forced_to(tokens: list[list[int]]) -> list[Request]:
 
 def batched(it: Any, guard: str, inner: str, slots: int = SLOTS, **options: Any) -> Any:
     """Return policies around which a guard batches, and what came of executing all at once."""
-    deciding = it.deciding(dict(zip(("cache", "prefetch", "schedule"), inner.split(), strict=True)), slots)
+    deciding = it.deciding(
+        dict(zip(("cache", "prefetch", "schedule"), inner.split(), strict=True)), slots
+    )
     policies = {**deciding.policies, "schedule": f"{guard}/{deciding.policies['schedule']}"}
     deciding = it.deciding(policies, slots)
     options.setdefault("arrivals", OpenLoop([0] * len(PROMPTS)))
@@ -180,7 +184,8 @@ def test_a_layer_of_a_step_is_one_demand(
 
 
 @pytest.mark.parametrize(
-    "inner", ["lru next_gate:horizon=2 resident_first", "lfu transition_table:fit=online cpu_on_miss"]
+    "inner",
+    ["lru next_gate:horizon=2 resident_first", "lfu transition_table:fit=online cpu_on_miss"],
 )
 @pytest.mark.parametrize("guard", GUARDS)
 def test_a_fresh_controller_answers_the_fact_log_alike(
@@ -274,3 +279,30 @@ def test_positions_that_depend_on_others_are_refused(make_model: Callable[[str],
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": "longrope"}
     with pytest.raises(CapabilityError, match=r"longrope positions.*--batch 1"):
         check_packable(model)
+
+
+def test_a_long_prompt_goes_through_in_pieces_and_waves() -> None:
+    """A prompt of 2,048 tokens beside others, in pieces whose demand no cache holds, is exact."""
+    model = tiny_model(context=4096)
+    prompts = [[(7 * at + at * at) % 290 + 5 for at in range(2048)], [5, 6, 7], [9] * 40]
+    alone = resident_logits(model, prompts, 4)
+    store = ExpertStore.take_from(model)
+    policies = {
+        "cache": "lru",
+        "prefetch": "none",
+        "schedule": "fcfs:max_batch=3,chunk=256/on_demand",
+    }
+
+    done = execute(
+        model,
+        store,
+        [Request(prompt=prompt) for prompt in prompts],
+        Deciding(policies=policies, budget_bytes=4 * store.sizes_L[0]),
+        Sampling(new_tokens=4, ignore_eos=True),
+        keep=Keep(logits=True),
+        arrivals=OpenLoop([0, 0, 0]),
+    )
+
+    assert done.counts.waves >= 8
+    assert largest_difference(done.logits, alone) <= REORDERING_NOISE
+    assert done.tokens == [[int(each.argmax()) for each in one] for one in alone]

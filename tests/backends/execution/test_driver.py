@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="drivers move tensors")
 from moesim.backends.drivers.threads import ThreadsDriver  # noqa: E402 - after the skip
 from moesim.backends.testing import check_backend  # noqa: E402
 from moesim.simulator.errors import CapabilityError, ProtocolError  # noqa: E402
-from moesim.simulator.messages import Copy, Drop, Move, Reroute, Run, WakeAt  # noqa: E402
+from moesim.simulator.messages import Copy, Drop, Move, Run, WakeAt  # noqa: E402
 from moesim.simulator.terms import GPU, NVME, RAM, Cause, Device, Place, Tier  # noqa: E402
 
 VRAM = Place(Tier.VRAM, 0, 0, 0, 0)
@@ -26,8 +26,8 @@ def test_a_driver_that_copies_another_expert_is_caught() -> None:
     """The check tells a driver that moves the wrong bytes."""
 
     class Careless(ThreadsDriver):
-        def copy_bytes(self, expert: int, offset_bytes: int) -> None:
-            super().copy_bytes(expert ^ 1, offset_bytes)
+        def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
+            super().copy_bytes(expert ^ 1, stretch, offset_bytes)
 
     with pytest.raises(AssertionError, match="logits differ"):
         check_backend(Careless, torch.device("cpu"))
@@ -40,9 +40,9 @@ def test_a_driver_that_ignores_dependencies_is_caught() -> None:
         def start_run(self, command: Run, offsets_bytes: Any) -> None:
             super().start_run(command._replace(after=()), offsets_bytes)
 
-        def copy_bytes(self, expert: int, offset_bytes: int) -> None:
+        def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
             time.sleep(0.002)  # slow enough for a run to overtake it
-            super().copy_bytes(expert, offset_bytes)
+            super().copy_bytes(expert, stretch, offset_bytes)
 
     with pytest.raises(AssertionError, match="logits differ"):
         check_backend(Hasty, torch.device("cpu"))
@@ -66,9 +66,8 @@ def driver(offloaded: Callable[[str], Any]) -> Any:
     [
         (Move(1, 0, 0, VRAM, VRAM), "does not do Move"),
         (Drop(0, 0, VRAM), "does not do Drop"),
-        (Reroute(0, ()), "does not do Reroute"),
         (WakeAt(1, 5), "does not do WakeAt"),
-        (Copy(1, 0, 1, RAM, VRAM, Cause.DEMAND), "whole experts from RAM, not part 1"),
+        (Copy(1, 0, 1, RAM, VRAM, Cause.DEMAND), "whole experts, not part 1"),
         (Copy(1, 0, 0, NVME, VRAM, Cause.DEMAND), "from NVME"),
         (Copy(1, 0, 0, RAM, RAM, Cause.DEMAND), "VRAM of device 0"),
         (Copy(1, 0, 0, RAM, VRAM._replace(device=1), Cause.DEMAND), "VRAM of device 0"),
@@ -76,7 +75,7 @@ def driver(offloaded: Callable[[str], Any]) -> Any:
             Copy(1, 0, 0, RAM, VRAM._replace(offset_bytes=None), Cause.DEMAND),
             "slots at fixed offsets",
         ),
-        (Run(1, (0,), (1,), Device("gpu", 1)), "on device 0, not part 0 on gpu 1"),
+        (Run(1, (0,), (1,), Device("gpu", 1)), "on device 0, not on gpu 1"),
         (Run(1, (0,), (1,), GPU, (), 2), "not part 2"),
     ],
 )

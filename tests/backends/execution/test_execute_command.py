@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from moesim.backends.execute_command import execute
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.traces import load
 
 app = typer.Typer()
 app.command()(execute)
@@ -68,9 +69,31 @@ def test_text_does_not_depend_on_the_system(weights: str, prompts: Path, tmp_pat
     assert first["mean_tpot_ms"] > 0
 
 
+def test_prompts_are_served_together(weights: str, prompts: Path, tmp_path: Path) -> None:
+    """A batch prints the text of one after another in fewer steps, cut prompts in a few more."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    common = ("--prompts", prompts, "--new-tokens", 5, "--ignore-eos", "--json", "-", "--slots", 96)
+    one = json.loads(run(weights, *common))
+    together = json.loads(run(weights, *common, "--batch", 2))
+    trace = tmp_path / "served.npz"
+    pieces = json.loads(run(weights, *common, "--batch", 2, "--chunk", 3, "-o", trace))
+
+    assert one["texts"] == together["texts"] == pieces["texts"]
+    assert one["steps"] == 10
+    assert together["steps"] == 6
+    assert pieces["steps"] > 6
+    assert together["schedule"] == "fcfs:max_batch=2/resident_first"
+    assert load(trace).output_tokens_R.tolist() == [5, 5]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        (
+            ("--batch", "2", "--schedule", "fcfs:max_batch=2/on_demand"),
+            InputError,
+            "--batch 2: the schedule fcfs.*forms its batches",
+        ),
         (("--backend", "tpu"), UnknownNameError, "no backend 'tpu'"),
         (("--routes", "x.npz"), InputError, "either --prompts FILE or --routes TRACE"),
         (("-o", "x.csv"), InputError, "x.csv: give a file that ends in"),
@@ -118,3 +141,15 @@ def test_its_module_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_lossy_system_says_what_it_changed(weights: str, prompts: Path) -> None:
+    """The text is another than the whole model's, and the summary says how many choices went."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    common = (weights, "--prompts", prompts, "--new-tokens", 8, "--ignore-eos", "--system", "emoe")
+    printed = run(*common, "--slots", "30%")
+    assert "of the router's choices went to other experts, 0 to none" in printed
+    few = json.loads(run(*common, "--slots", "30%", "--json", "-"))
+    everything = json.loads(run(*common, "--slots", "100%", "--json", "-"))
+    assert few["texts"] != everything["texts"]
+    assert few["rerouted"] > everything["rerouted"] == 0

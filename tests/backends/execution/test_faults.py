@@ -39,10 +39,10 @@ class Watched(ThreadsDriver):
         type(self).arenas.append(weakref.ref(self._arena_B))
         assert len(our_threads()) == 4
 
-    def copy_bytes(self, expert: int, offset_bytes: int) -> None:
+    def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
         self.copies += 1
         type(self).harm(self.copies)
-        super().copy_bytes(expert, offset_bytes)
+        super().copy_bytes(expert, stretch, offset_bytes)
 
 
 def harmed(harm: Callable[[int], None]) -> type[Watched]:

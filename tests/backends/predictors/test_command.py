@@ -56,6 +56,14 @@ def test_a_predictor_and_a_trace_with_answers_are_written(tmp_path: Path, given:
     assert controller.counts.misses == 0
 
 
+def test_the_table_alone_needs_no_file(tmp_path: Path, given: Path) -> None:
+    """Weights and answers are written only where they are asked for."""
+    told = tmp_path / "told.npz"
+    assert run(given, "--epochs", 1).exit_code == 0
+    assert run(given, "--annotate", told, "--epochs", 1).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["told.npz"]
+
+
 def test_the_same_training_writes_the_same_bytes(tmp_path: Path, given: Path) -> None:
     """Durations are printed and kept out of the files."""
     files = []
