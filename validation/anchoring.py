@@ -6,6 +6,7 @@ from importlib.metadata import version
 from statistics import median
 from time import perf_counter_ns
 
+COPY, COPY_BYTES = "copy 64MiB", 64 * 2**20
 SAMPLES = 9
 LOOP_TURNS = 50_000
 

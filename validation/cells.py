@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Literal
 
+from moesim.backends.batches import batched
 from moesim.backends.controllers import Deciding
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
 from moesim.simulator import registry, systems
@@ -15,6 +16,9 @@ from moesim.traces import RoutingTrace
 from moesim.validation.evidence import Cell
 
 Routing = Literal["forced", "own"]
+Batching = tuple[int | None, int | None]
+"""What ``--batch`` and ``--chunk`` say."""
+ALONE: Batching = (None, None)
 
 
 def choose_system(text: str) -> Choice:
@@ -97,6 +101,7 @@ def make_cell(
     trace_name: str,
     routing: Routing,
     lengths: tuple[int, int, int],
+    batching: Batching = ALONE,
 ) -> Cell:
     """Return one cell.
 
@@ -112,6 +117,7 @@ def make_cell(
         trace_name: What evidence calls it.
         routing: Forced from the trace, or the model's own.
         lengths: Warm tokens, tokens that count, executions.
+        batching: Requests that run together, prompt tokens of a step.
     """
     hardware, runtime = profiles
     warm_tokens, tokens, repeats = lengths
@@ -127,7 +133,7 @@ def make_cell(
         trace=trace_name,
         trace_hash=trace_hash,
         system=choice.system,
-        **{str(axis): text for axis, text in choice.policies.items()},
+        **{str(axis): text for axis, text in batched(choice.policies, *batching).items()},
         timing_free=deciding.timing_free,
         budget=budget,
         expert_budget_bytes=budget_bytes,

@@ -1,92 +1,40 @@
 """``moesim validate`` and ``moesim explain``: prediction against execution."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from moesim.validation.options import (
+    Backend,
+    Batch,
+    CellName,
+    Check,
+    Chunk,
+    Dark,
+    Evidence,
+    Hardware,
+    Intervene,
+    Layers,
+    Minutes,
+    ModelName,
+    Output,
+    PinnedPool,
+    Plot,
+    Prompt,
+    Repeats,
+    Routing,
+    Runtime,
+    System,
+    Timeline,
+    Tokens,
+    Trace,
+    Vram,
+    Warm,
+    Weights,
+)
+
 OUT_OF_TOLERANCE = 1
 NOT_AVAILABLE = 3
-
-Backend = Annotated[
-    str, typer.Option("--backend", help="What executes: cpu (threads), cuda (graphs), cuda-eager.")
-]
-Check = Annotated[
-    Path | None,
-    typer.Option("--check", help="Judge the evidence of this folder again and execute nothing."),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="A transformers MoE model; with --weights random also a shape, such as olmoe. "
-        "Default: the reference model.",
-    ),
-]
-Weights = Annotated[
-    str,
-    typer.Option("--weights", help="checkpoint: the model's own. random: of its dimensions."),
-]
-Layers = Annotated[
-    int | None, typer.Option(min=1, help="Keep the first N MoE layers; random weights only.")
-]
-PinnedPool = Annotated[
-    str | None,
-    typer.Option(
-        "--pinned-pool",
-        help="Host memory that all experts share, such as 8GiB; random weights only.",
-    ),
-]
-Trace = Annotated[
-    Path | None, typer.Option("--trace", help="What is served. Default: the sample of that model.")
-]
-System = Annotated[
-    str | None,
-    typer.Option(
-        "--system", help="Comma-separated: systems, or cache+prefetch+schedule. Default: three."
-    ),
-]
-Vram = Annotated[
-    str,
-    typer.Option("--vram", help="Comma-separated: shares of the experts, or sizes of all VRAM."),
-]
-Hardware = Annotated[
-    str | None,
-    typer.Option("--hardware", help="Machine profile; without one figures are measured."),
-]
-Runtime = Annotated[
-    str | None, typer.Option("--runtime", help="Runtime profile that goes with --hardware.")
-]
-Routing = Annotated[
-    str,
-    typer.Option("--routing", help="forced: the trace's routes; own: the model's, on its tokens."),
-]
-Repeats = Annotated[int, typer.Option(min=1, help="Executions of each cell; 5 make a claim.")]
-Warm = Annotated[
-    int | None, typer.Option(min=0, help="Decode tokens that are not counted. 20; 10 on a CPU.")
-]
-Tokens = Annotated[
-    int | None, typer.Option(min=2, help="Decode tokens that are. 100; 50 on a CPU.")
-]
-Minutes = Annotated[
-    float | None, typer.Option(min=0.0, help="Begin no cells that would not end within them.")
-]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Folder for evidence; goes on with what it has."),
-]
-Plot = Annotated[
-    Path | None, typer.Option("--plot", help="Predicted against measured, as .png, .svg or .pdf.")
-]
-Dark = Annotated[bool, typer.Option("--dark", help="Plot on dark paper.")]
-Evidence = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that moesim validate wrote.")]
-CellName = Annotated[
-    str | None, typer.Option("--cell", help="One cell alone, by the beginning of its file's name.")
-]
-Timeline = Annotated[
-    Path | None,
-    typer.Option("--timeline", help="Draw one token of the cell, both ways, into a file."),
-]
 
 
 def validate(
@@ -102,9 +50,13 @@ def validate(
     hardware: Hardware = None,
     runtime: Runtime = None,
     routing: Routing = "forced",
+    batch: Batch = None,
+    chunk: Chunk = None,
     repeats: Repeats = 5,
     warm: Warm = None,
     tokens: Tokens = None,
+    prompt: Prompt = None,
+    intervene: Intervene = None,
     minutes: Minutes = None,
     output: Output = None,
     plot: Plot = None,
@@ -134,8 +86,12 @@ def validate(
         warm=warm,
         tokens=tokens,
         repeats=repeats,
+        batch=batch,
+        chunk=chunk,
         minutes=minutes,
         output=output,
+        prompt=prompt,
+        intervene=intervene,
     )
     if plot is not None:
         from moesim.simulator.plots import check_suffix

@@ -1,12 +1,13 @@
 """A replay beside an execution: decisions one by one, times by cause."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
 
 from moesim.simulator.errors import InputError
-from moesim.simulator.ledger import Counts, Timings
+from moesim.simulator.ledger import Counts, RequestTimes, Timings
 from moesim.simulator.messages import Command, Copy, LayerRouted, Move, Run
 from moesim.simulator.results import token_times
 from moesim.simulator.timeline import TRACKS
@@ -102,25 +103,36 @@ def outcome_of(
     Raises:
         InputError: The trace has too few decode tokens.
     """
-    found = token_times(timings.requests)
-    gaps_ns = found.gaps_ns[warm : warm + tokens]
+    requests = sorted(timings.requests, key=lambda request: request.request)
+    all_ns = gaps_in_time(requests)
+    gaps_ns = all_ns[warm : warm + tokens]
     if len(gaps_ns) < tokens:
         raise InputError(
-            f"the trace has {len(found.gaps_ns)} decode tokens, {warm} + {tokens} are asked for; "
+            f"the trace has {len(all_ns)} decode tokens, {warm} + {tokens} are asked for; "
             "lower --warm or --tokens, or give a longer trace"
         )
-    first, last, bare = timings.requests[0], timings.requests[-1], exposed(spans)
+    found, bare = token_times(requests), exposed(spans)
     return Outcome(
         times=times_of([gap / 1e6 for gap in gaps_ns], [ns / 1e6 for ns in found.first_ns]),
         gaps_ms=tuple(round(gap / 1e6, DECIMALS) for gap in gaps_ns),
         counts={name: getattr(counts, name) for name in COUNTS},
         busy=Busy(
-            served=last.token_ends_ns[-1] - first.arrived_ns,
+            served=found.last_end_ns - min(request.arrived_ns for request in requests),
             link=timings.link_busy_ns,
             experts=bare.experts,
             contention=bare.contention,
         ),
     )
+
+
+def gaps_in_time(requests: Sequence[RequestTimes]) -> list[int]:
+    """Return the gaps between tokens in the order of their ends, then of their requests."""
+    ended = []
+    for request in requests:
+        begins = [] if request.has_first_token else [request.began_ns]
+        for begin_ns, end_ns in pairwise([*begins, *request.token_ends_ns]):
+            ended.append((end_ns, request.request, end_ns - begin_ns))
+    return [gap_ns for _, _, gap_ns in sorted(ended)]
 
 
 def times_of(gaps_ms: Sequence[float], first_ms: Sequence[float]) -> Times:
@@ -164,7 +176,7 @@ def one_token(timings: Timings, spans: Sequence[Span], token: int, experts: int)
         token: Which of the first request's, counted from 1 after its first.
         experts: Experts of a layer.
     """
-    ends = timings.requests[0].token_ends_ns
+    ends = min(timings.requests, key=lambda request: request.request).token_ends_ns
     token = min(token, len(ends) - 1)
     begin_ns, end_ns = ends[token - 1], ends[token]
     inside = [span for span in spans if begin_ns <= span[2] and span[3] <= end_ns]

@@ -18,13 +18,12 @@ from moesim.backends.sources import Source
 from moesim.backends.testing import resident_logits
 from moesim.traces import RoutingTrace
 from moesim.validation import quick_files, quick_profile
-from moesim.validation.anchoring import host_loop, median_ns, versions_of
+from moesim.validation.anchoring import COPY, COPY_BYTES, host_loop, median_ns, versions_of
 from moesim.validation.own_routes import NEW_TOKENS, prompts_of
 from moesim.validation.rig import Trees
 from moesim.validation.subject import Logits, Subject
 from moesim.validation.wishes import Wishes
 
-COPY_BYTES = 64 * 2**20
 EXPERT_RUNS = 50
 
 
@@ -33,11 +32,13 @@ class CpuRig:
 
     device = torch.device("cpu")
     minutes: float | None = 1.5
+    measures_on_the_model = True
 
     figures = (quick_files.HARDWARE, quick_files.RUNTIME)
 
     def __init__(self) -> None:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+        self.cpu_threads = max(1, (os.cpu_count() or 1) // 2)
+        torch.set_num_threads(self.cpu_threads)
 
     def open(self, wishes: Wishes, trace: RoutingTrace) -> Subject:
         """Load the model and note what it says with every expert in place."""
@@ -64,8 +65,12 @@ class CpuRig:
         """Return the last request."""
         return trace.select_requests([trace.requests - 1])
 
-    def measure(self, subject: Subject, fitted: RoutingTrace) -> Trees:
+    def measure(
+        self, subject: Subject | None, fitted: RoutingTrace, minutes: float | None
+    ) -> Trees:
         """Take quick figures."""
+        del minutes
+        assert subject is not None
         shape = subject.opened.costs_of
         return quick_profile.measure(subject.serve, shape, fitted, os.cpu_count() or 1)[2]
 
@@ -84,7 +89,7 @@ class CpuRig:
                 torch.nn.functional.linear(hidden_D, gate_up)
 
         return {
-            "copy 64MiB": median_ns(lambda: target_B.copy_(source_B)),
+            COPY: median_ns(lambda: target_B.copy_(source_B)),
             f"one expert x {EXPERT_RUNS}": median_ns(expert),
             "host loop": median_ns(host_loop),
         }

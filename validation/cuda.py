@@ -4,7 +4,10 @@ Its anchors are a copy of 64 MiB, a graph of one attention layer, a graph of exp
 and a loop of the host. Each is as long as it takes to repeat itself within the protocol's 3 %.
 """
 
+import gc
+import os
 from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +29,7 @@ from moesim.backends.opening import open_model
 from moesim.backends.sources import Source
 from moesim.simulator.errors import CapabilityError
 from moesim.traces import RoutingTrace, load, samples
-from moesim.validation.anchoring import SAMPLES, host_loop, median_ns, versions_of
+from moesim.validation.anchoring import COPY, COPY_BYTES, SAMPLES, host_loop, median_ns, versions_of
 from moesim.validation.own_routes import NEW_TOKENS, prompts_of
 from moesim.validation.quick_profile import LRU
 from moesim.validation.rig import Trees
@@ -35,7 +38,11 @@ from moesim.validation.wishes import Wishes
 
 DRIVERS: Mapping[str, MakeDriver] = {"cuda": GraphDriver, "cuda-eager": CudaDriver}
 CALIBRATION_S = 150.0
-COPY_BYTES = 64 * 2**20
+CALIBRATION_SHARE = 0.2
+"""Of the minutes that a validation has, for samples; making the models they are taken on adds to
+it."""
+CPU_CORES_SHARE = 0.75
+"""Of the cores, for the CPU's experts; ``drivers/cuda/cpu_experts.py`` leaves the others."""
 EXPERT_BYTES = 64 * 2**20
 """At least so many bytes of experts make the anchor's graph."""
 WIDTH, HEADS, CONTEXT = 2048, 16, 512
@@ -59,9 +66,11 @@ class CudaRig:
     """
 
     minutes: float | None = None
+    measures_on_the_model = False
 
     def __init__(self, backend: str) -> None:
         self.device = gpu()
+        self.cpu_threads = max(1, int(CPU_CORES_SHARE * len(os.sched_getaffinity(0))))
         self.figures = ("calibrated", f"calibrated-{backend}")
         self._backend = backend
         self._anchors: dict[str, Callable[[], int]] | None = None
@@ -91,8 +100,10 @@ class CudaRig:
         sample = Path(samples.__path__[0]) / calibration.SAMPLE
         return load(sample).select_requests([0])
 
-    def measure(self, subject: Subject, fitted: RoutingTrace) -> Trees:
-        """Calibrate, as ``moesim calibrate`` does."""
+    def measure(
+        self, subject: Subject | None, fitted: RoutingTrace, minutes: float | None
+    ) -> Trees:
+        """Calibrate, as ``moesim calibrate`` does, and give all memory back."""
         del subject, fitted
         if self._backend != "cuda":
             raise CapabilityError(
@@ -102,9 +113,11 @@ class CudaRig:
         found = calibration.calibrate(
             CudaBench(),
             name=self.figures[0],
-            seconds=CALIBRATION_S,
+            seconds=min(CALIBRATION_S, CALIBRATION_SHARE * 60 * (minutes or inf)),
             command="moesim validate --backend cuda",
         )
+        gc.collect()
+        _cuda.empty_cache()
         machine, runtime = self.figures
         return {machine: found.machine, runtime: {**found.runtime, "name": runtime}}
 
@@ -118,7 +131,7 @@ class CudaRig:
         """Return the median times of the anchors."""
         if self._anchors is None:
             self._anchors = {
-                "copy 64MiB": _copy(self.device),
+                COPY: _copy(self.device),
                 f"attention graph x {REPLAYS}": _graph(_attention(self.device)),
                 f"expert graph x {REPLAYS}": _graph(_experts(subject, self.device)),
             }

@@ -63,7 +63,14 @@ class Cell(Strict):
     @property
     def group(self) -> tuple[str, ...]:
         """What two cells share that differ in the system alone: they are ranked and interleaved."""
-        return (self.hardware, self.runtime, self.model, self.trace_hash, self.budget)
+        common = (self.hardware, self.runtime, self.model, self.trace_hash, self.budget)
+        return (*common, self.batching)
+
+    @property
+    def batching(self) -> str:
+        """The guard that ``--batch`` put around the schedule; empty without one."""
+        guard, slash, _ = self.schedule.partition("/")
+        return guard if slash and guard.startswith("fcfs:") else ""
 
 
 class Times(Strict):
@@ -151,17 +158,26 @@ class Decisions(Strict):
 
 
 class Execution(Strict):
-    """One execution that counts; earlier attempts were discarded because an anchor moved."""
+    """One execution that counts; earlier attempts were discarded because an anchor moved.
+
+    Attributes:
+        floor_ms: What its tokens had to take on average; see ``physical.py``.
+    """
 
     outcome: Outcome
     decisions: Decisions
     attempts: int = Field(ge=1)
     anchors_before_ns: dict[str, int]
     anchors_after_ns: dict[str, int]
+    floor_ms: float | None = None
 
 
 class Provenance(Strict):
-    """Where, when and by what: names of parts and versions, never of a host or a folder."""
+    """Where, when and by what: names of parts and versions, never of a host or a folder.
+
+    Attributes:
+        resident_ms: A token's time there with every expert in VRAM; None where they do not fit.
+    """
 
     machine: dict[str, str]
     versions: dict[str, str]
@@ -171,6 +187,7 @@ class Provenance(Strict):
     predicted_at: str
     began_at: str
     ended_at: str
+    resident_ms: float | None = None
 
 
 class Judgement(Strict):

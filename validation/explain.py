@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from statistics import fmean
 
-from moesim.validation.evidence import Evidence
+from moesim.validation.evidence import Evidence, Outcome
 from moesim.validation.judge import CAUSES
 from moesim.validation.tables import verdict_of
+from moesim.validation.token_jobs import compare_jobs
 
 COUNTS = ("hits", "late_hits", "partial_hits", "misses", "cpu_experts")
 MOST_DIGITS = 200
+NS_PER_MS = 1_000_000
 
 
 def explain(one: Evidence) -> Iterator[str]:
@@ -21,10 +23,11 @@ def explain(one: Evidence) -> Iterator[str]:
     yield f"  decisions   {_decisions(one)}"
     yield f"  time        {_first_token(one)}"
     yield f"  by cause    {_causes(one)}"
+    yield from _jobs(one)
     yield f"  outcomes    {_counts(one)}"
     yield (
         f"  noise       spread {judged.spread:.1%}, anchors moved up to {judged.drift:.1%} "
-        "from calibration"
+        f"from calibration{_copies(one)}"
     )
 
 
@@ -72,6 +75,41 @@ def _causes(one: Evidence) -> str:
     return f"{gap['total']:+.1f} ms over the run (measured minus predicted): " + ", ".join(
         f"{cause} {gap[cause]:+.1f}" for cause in parts
     )
+
+
+def _copies(one: Evidence) -> str:
+    """Say what a copy took on average: a burst in which copies are slow shows here alone."""
+
+    def mean_us(outcome: Outcome) -> float:
+        return outcome.busy.link / outcome.counts["copies"] / 1e3
+
+    outcomes = [one.prediction.outcome, *(each.outcome for each in one.executions)]
+    if not all(outcome.counts["copies"] for outcome in outcomes):
+        return ""
+    predicted, *executed = map(mean_us, outcomes)
+    return (
+        f"; a copy takes {predicted:.1f} us on average, executed "
+        f"{min(executed):.1f} to {max(executed):.1f}"
+    )
+
+
+def _jobs(one: Evidence) -> Iterator[str]:
+    """Yield a line for each kind of job of the token shown, the largest difference first."""
+    last_ns = max((job.end_ns for job in one.timeline), default=0)
+    tokens_ns = [execution.outcome.gaps_ms[0] * NS_PER_MS for execution in one.executions]
+    shown_ns = min(tokens_ns, key=lambda gap_ns: (gap_ns < last_ns, gap_ns))
+    gaps_ns = one.prediction.outcome.gaps_ms[0] * NS_PER_MS, shown_ns
+    kinds = compare_jobs(one.prediction.timeline, one.timeline, gaps_ns)
+    if kinds:
+        yield (
+            "  first token's jobs: mean in us, predicted and executed, and what all differ by"
+            " (copies and runs overlap: they do not add up)"
+        )
+    for kind in kinds:
+        yield (
+            f"    {kind.name:28}{kind.predicted_ns / 1e3:9.1f}{kind.executed_ns / 1e3:9.1f}"
+            f"{kind.total_ns / 1e3:+10.1f}   {kind.predicted} / {kind.executed}"
+        )
 
 
 def _counts(one: Evidence) -> str:

@@ -1,6 +1,7 @@
 """Where the figures of a validation come from: files named, the folder's own, or fresh ones."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runtime
@@ -17,24 +18,41 @@ from moesim.validation.wishes import Wishes
 Profiles = tuple[HardwareProfile, RuntimeProfile]
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The profiles that predict.
+
+    Attributes:
+        profiles: Machine and runtime.
+        fit_traces: Hashes of what they were fitted on.
+        before: What the folder says of its calibration; None where it had none.
+    """
+
+    profiles: Profiles
+    fit_traces: tuple[str, ...]
+    before: Calibration | None
+
+
 def take_figures(
     wishes: Wishes,
     rig: Rig,
-    subject: Subject,
+    subject: Subject | None,
     fitted: RoutingTrace,
     folder: Path,
+    minutes: float | None,
     say: Callable[[str], None],
-) -> tuple[Profiles, Calibration]:
-    """Return the profiles that predict, and what they were made from; the folder keeps both.
+) -> Figures:
+    """Return the profiles that predict, and what they were made from.
 
     A profile that a calibration made is fitted on what calibrations of this rig look at.
 
     Args:
         wishes: May name profiles.
         rig: Measures where none are named and the folder has none.
-        subject: What is measured on.
+        subject: What is measured on, where the rig measures on the model.
         fitted: What measuring may look at.
-        folder: Of the evidence.
+        folder: Of the evidence; fresh figures are kept there.
+        minutes: What the whole validation takes at most.
         say: Told what happens.
 
     Raises:
@@ -60,9 +78,9 @@ def take_figures(
     elif before is not None:
         say("going on with the figures of the folder")
         machine, runtime = (folder / f"{name}.yaml" for name in rig.figures)
-        return (load_hardware(machine), load_runtime(runtime)), before
+        return Figures((load_hardware(machine), load_runtime(runtime)), before.fit_traces, before)
     else:
-        trees = rig.measure(subject, fitted)
+        trees = rig.measure(subject, fitted, minutes)
         machine_tree, runtime_tree = (trees[name] for name in rig.figures)
         profiles = (
             HardwareProfile.from_tree(machine_tree),
@@ -71,8 +89,18 @@ def take_figures(
         fit_traces = (fitted.content_hash(),)
         write_profiles(folder, trees)
         say("figures of this machine: taken")
-    found = before or Calibration(
-        fingerprint=rig.fingerprint(), anchors_ns=rig.anchors(subject), fit_traces=fit_traces
+    return Figures(profiles, fit_traces, before)
+
+
+def keep_calibration(figures: Figures, rig: Rig, subject: Subject, folder: Path) -> Calibration:
+    """Return what figures were made from, with the anchors as they are now; the folder keeps it.
+
+    Where the folder had a calibration, its anchors stay.
+    """
+    found = figures.before or Calibration(
+        fingerprint=rig.fingerprint(),
+        anchors_ns=rig.anchors(subject),
+        fit_traces=figures.fit_traces,
     )
-    write(path, found)
-    return profiles, found
+    write(folder / CALIBRATION, found)
+    return found

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.hardware_profiles.writing import write_machine, write_runtime
 from moesim.simulator.commands.from_log import Engine, record, rounded, run_of
 from moesim.simulator.engine_log import EngineLog, read_log
-from moesim.simulator.fitted_profile import Constants, write_machine, write_runtime
+from moesim.simulator.fitted_profile import Constants
 from moesim.simulator.log_fit import STUMBLE, LogFit, fit_log
 from moesim.simulator.results import write_text
 from moesim.simulator.runs import RunSpec, prepare

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moesim.backends.batches import workload_for
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError
@@ -48,9 +49,10 @@ def predict(machine: Machine, cell: Cell) -> Replayed:
     )
     engine = SimpyEngine(
         controller,
-        Workload(trace, signals=signals, gates="gates" in deciding.needs),
+        workload_for(deciding.policies, trace, signals=signals, gates="gates" in deciding.needs),
         costs,
-        expert_bytes=lambda expert, _part: sizes_L[expert // trace.experts],
+        expert_bytes=controller.residency.part_bytes,
+        splits=controller.residency.is_split,
         budget_bytes=deciding.budget_bytes,
         system=cell.system,
         compute=controller.compute,

@@ -25,6 +25,7 @@ from moesim.validation.evidence_files import (
 )
 from moesim.validation.judge import judge
 from moesim.validation.machine import Machine
+from moesim.validation.physical import floor_ms
 from moesim.validation.predict import Replayed, predict, token_shown
 from moesim.validation.statistics import relative_error
 
@@ -37,10 +38,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What evidence says of its making beside the machine: command and commit."""
+    """What evidence says of its making: command, commit, and a token's time all resident."""
 
     command: str
     commit: str
+    resident_ms: float | None = None
 
 
 @dataclass(slots=True)
@@ -206,6 +208,15 @@ def _execute(
             attempts=attempt,
             anchors_before_ns=before,
             anchors_after_ns=after,
+            floor_ms=None
+            if cell.batching
+            else floor_ms(
+                done,
+                machine.costs,
+                machine.trace.experts,
+                after,
+                (cell.warm_tokens, cell.tokens),
+            ),
         )
     )
     return after
@@ -229,6 +240,7 @@ def _close(
             predicted_at=it.predicted_at,
             began_at=it.began_at,
             ended_at=_now(),
+            resident_ms=origin.resident_ms,
         ),
         judged=judge(prediction, it.executions, anchors_ns),
     )

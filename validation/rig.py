@@ -26,11 +26,16 @@ class Rig(Protocol):
         device: Where models run.
         figures: What the profiles measured in a session are called: machine, runtime.
         minutes: What a validation takes at most unless the user says otherwise; None is no limit.
+        cpu_threads: How many compute the CPU's experts, here and when figures are measured.
+        measures_on_the_model: Whether figures are measured on the model that is then executed;
+            else they are measured before it takes its memory.
     """
 
     device: torch.device
     figures: tuple[str, str]
     minutes: float | None
+    cpu_threads: int
+    measures_on_the_model: bool
 
     def open(self, wishes: Wishes, trace: RoutingTrace) -> Subject:
         """Load or make the model, with its resident logits where they can be had."""
@@ -40,8 +45,16 @@ class Rig(Protocol):
         """Return what figures measured in a session are fitted on; no claim is made on it."""
         ...
 
-    def measure(self, subject: Subject, fitted: RoutingTrace) -> Trees:
-        """Measure the figures of this machine."""
+    def measure(
+        self, subject: Subject | None, fitted: RoutingTrace, minutes: float | None
+    ) -> Trees:
+        """Measure the figures of this machine.
+
+        Args:
+            subject: The model, where figures are measured on it.
+            fitted: What may be looked at.
+            minutes: What the whole validation takes at most; a part of them may be used.
+        """
         ...
 
     def warm_up(self, subject: Subject, trace: RoutingTrace) -> None:

@@ -16,16 +16,21 @@ from time import monotonic
 import typer
 
 from moesim.backends.controllers import Deciding
+from moesim.backends.sources import cut
+from moesim.simulator import models
 from moesim.simulator.costs import CostModel
-from moesim.simulator.errors import InputError
 from moesim.traces import RoutingTrace, load, samples
 from moesim.validation.cells import Routing, check_disjoint, choose_system, make_cell
 from moesim.validation.evidence import Cell, Check, Checks, Evidence
 from moesim.validation.evidence_files import CHECKS, read_checks, write
-from moesim.validation.figures import take_figures
+from moesim.validation.figures import keep_calibration, take_figures
+from moesim.validation.intervening import parse_intervention
+from moesim.validation.interventions import made_so, predicted
+from moesim.validation.long_prompts import with_prompts
 from moesim.validation.own_routes import BUDGET, check_system
 from moesim.validation.protocol import Origin, run_cells
 from moesim.validation.rig import Rig, RiggedMachine
+from moesim.validation.routes import check_topology, held_out
 from moesim.validation.subject import Subject
 from moesim.validation.wishes import Wishes
 
@@ -57,9 +62,13 @@ def run_session(wishes: Wishes) -> Session:
     rig = _rig(wishes.backend)
     minutes = rig.minutes if wishes.minutes is None else wishes.minutes
     trace_path = wishes.trace or Path(samples.__path__[0]) / "reference-12x32.npz"
-    trace = load(trace_path)
+    trace, trace_name = load(trace_path), trace_path.name
+    if wishes.source is not None and wishes.source.is_shape:  # before anything is measured
+        shape = cut(models.load(wishes.source.model), wishes.source.layers)
+        ours = len(shape.moe_layers), shape.experts, shape.top_k
+        check_topology(ours, f"{shape.name} random weights", trace, trace_path)
     fitted = rig.fitted_on(trace)
-    tested = held_out(trace, fitted, sum(wishes.lengths[:2]))
+    tested = held_out(trace, fitted, sum(wishes.lengths[:2]), wishes.batch or 1)
     routing: Routing = "own" if wishes.routing == "own" else "forced"
     with ExitStack() as stack:
         if wishes.output is None:
@@ -68,29 +77,48 @@ def run_session(wishes: Wishes) -> Session:
         else:
             folder = wishes.output
             folder.mkdir(exist_ok=True)
+        if wishes.prompt is not None:
+            tested, how = with_prompts(tested, wishes.prompt)
+            trace_name = f"{trace_name}, {how}"
+        taken = None
+        if not rig.measures_on_the_model:
+            taken = take_figures(wishes, rig, None, fitted, folder, minutes, _say)
+        if wishes.batch is not None:
+            trace_name = f"{trace_name}, batch {wishes.batch}"
         subject = rig.open(wishes, tested)
-        check_topology(subject, trace, trace_path)
+        parts = subject.opened.store.parts
+        ours = len(parts.layers), parts.experts, parts.top_k
+        check_topology(ours, subject.name, trace, trace_path)
         _say(f"{subject.name}: open after {monotonic() - began_s:.0f} s")
         checks = _check_all(subject, wishes, tested, folder)
         rig.warm_up(subject, tested)
-        profiles, calibration = take_figures(wishes, rig, subject, fitted, folder, _say)
-        if calibration.fit_traces:
+        resident_ms = subject.resident_ms(tested)
+        if taken is None:
+            taken = take_figures(wishes, rig, subject, fitted, folder, minutes, _say)
+        calibration = keep_calibration(taken, rig, subject, folder)
+        if taken.fit_traces:
             check_disjoint(fitted, tested)
+        profiles = taken.profiles
+        if wishes.intervene is not None:
+            intervention = parse_intervention(wishes.intervene)
+            profiles = predicted(intervention, profiles, rig.cpu_threads)
+            subject.make_driver = made_so(intervention, subject.make_driver)
         costs = CostModel(*profiles, subject.opened.costs_of)
         machine = RiggedMachine(rig, subject, costs, tested, routing)
         cells: list[Cell] = [
             make_cell(
                 choose_system(text),
                 budget,
-                subject.budget_bytes(budget, tested),
+                subject.budget_bytes(budget, tested, wishes.batching),
                 backend=wishes.backend,
                 profiles=profiles,
-                fit_traces=calibration.fit_traces,
+                fit_traces=taken.fit_traces,
                 model=subject.name,
                 trace=tested,
-                trace_name=trace_path.name,
+                trace_name=trace_name,
                 routing=routing,
                 lengths=wishes.lengths,
+                batching=wishes.batching,
             )
             for budget in wishes.budgets
             for text in wishes.systems
@@ -99,58 +127,12 @@ def run_session(wishes: Wishes) -> Session:
             machine,
             cells,
             folder,
-            Origin(_command(), _commit()),
+            Origin(_command(), _commit(), resident_ms),
             anchors_ns=calibration.anchors_ns,
             until_s=None if minutes is None else began_s + 60 * minutes,
             say=_say,
         )
     return Session(checks, found)
-
-
-def held_out(trace: RoutingTrace, fitted: RoutingTrace, tokens: int) -> RoutingTrace:
-    """Return the first requests that nothing was fitted on, with enough decode tokens.
-
-    Raises:
-        InputError: The trace has too few decode tokens.
-    """
-    seen = {fitted.select_requests([n]).expert_TLK[:].tobytes() for n in range(fitted.requests)}
-    starts = trace.row_starts().tolist()
-    decode, taken = 0, []
-    for number in range(trace.requests):
-        if decode >= tokens:
-            break
-        if trace.select_requests([number]).expert_TLK[:].tobytes() in seen:
-            continue
-        rows = slice(starts[number], starts[number + 1])
-        decode += int((~trace.is_prefill_T[rows].astype(bool)).sum())
-        taken.append(number)
-    if decode < tokens:
-        raise InputError(
-            f"the trace has {decode} decode tokens that nothing was fitted on, {tokens} are asked "
-            "for; lower --warm or --tokens, or give a longer trace"
-        )
-    return trace.select_requests(taken)
-
-
-def check_topology(subject: Subject, trace: RoutingTrace, path: Path) -> None:
-    """Refuse the routes of another model.
-
-    Raises:
-        InputError: Layers, experts or the number chosen differ.
-    """
-    parts = subject.opened.store.parts
-    ours, theirs = (
-        (len(parts.layers), parts.experts, parts.top_k),
-        (trace.layers, trace.experts, trace.top_k),
-    )
-    if ours != theirs:
-        shown = [
-            f"{layers} layers x {experts} experts top-{k}" for layers, experts, k in (theirs, ours)
-        ]
-        raise InputError(
-            f"--trace {path}: has {shown[0]}, {subject.name} {shown[1]}; a trace of another "
-            "topology says nothing about a model"
-        )
 
 
 def _rig(backend: str) -> Rig:

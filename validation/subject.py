@@ -1,12 +1,15 @@
 """What is validated: a model whose experts were taken, and the one call that serves it."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from torch import Tensor
 
+from moesim.backends.batches import arrivals_for
 from moesim.backends.controllers import Deciding
 from moesim.backends.execution import Execution, Keep, MakeDriver, execute
 from moesim.backends.forcing import TOKENS, requests_of
@@ -14,11 +17,14 @@ from moesim.backends.generation import Request, Sampling
 from moesim.backends.opening import Opened
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.registry import options
+from moesim.simulator.registry import Axis, options
 from moesim.traces import RoutingTrace
-from moesim.validation.cells import Routing
+from moesim.validation.cells import ALONE, Batching, Routing
 
 HORIZONS = 2
+LRU: Mapping[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
+SETTLING = 4
+"""Decode tokens after which a resident model's times count."""
 """How far a policy looks that does not say; no trace has more."""
 Logits = list[list[Tensor]]
 """Of each step's last position, by request."""
@@ -47,15 +53,21 @@ class Subject:
     def __post_init__(self) -> None:
         self.name = self.name or self.opened.checkpoint.name
 
-    def budget_bytes(self, text: str, trace: RoutingTrace) -> int:
+    def budget_bytes(self, text: str, trace: RoutingTrace, batching: Batching = ALONE) -> int:
         """Return the room for experts that ``50%`` of them, or a size of all VRAM, gives.
+
+        Args:
+            text: The one or the other.
+            trace: What is served.
+            batching: Requests that run together, prompt tokens of a step.
 
         Raises:
             InputError: It cannot be read.
             BudgetError: Nothing is left for experts.
         """
         spec = MemorySpec(slots=text) if text.endswith("%") else MemorySpec(vram=text)
-        return self.opened.budget_bytes(spec, int(trace.position_T.max()) + 1)
+        batch, chunk = batching
+        return self.opened.budget_bytes(spec, int(trace.position_T.max()) + 1, batch or 1, chunk)
 
     def serve(
         self, deciding: Deciding, trace: RoutingTrace, routing: Routing = "forced"
@@ -85,9 +97,22 @@ class Subject:
                 name=self.name,
                 keep=Keep(log=True, spans=True),
                 make_driver=self.make_driver,
+                arrivals=arrivals_for(deciding.policies, len(requests)),
             )
         finally:
             gc.enable()
+
+    def resident_ms(self, trace: RoutingTrace) -> float | None:
+        """Return a token's median time with every expert in place; None where they do not fit."""
+        if self.resident is None:
+            return None
+        budget_bytes = self.opened.store.total_bytes
+        done = self.serve(
+            Deciding(policies=LRU, budget_bytes=budget_bytes), trace.select_requests([0])
+        )
+        ends_ns = done.timings.requests[0].token_ends_ns
+        gaps_ns = [after - before for before, after in pairwise(ends_ns)][SETTLING:]
+        return round(median(gaps_ns) / 1e6, 6) if gaps_ns else None
 
     def generate(self, deciding: Deciding) -> Execution:
         """Let the model answer the prompts on its own routes, keeping log and logits."""

@@ -1,30 +1,50 @@
 """What a person reads of a validation: the cells, the verdict, what was asserted."""
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 
 import typer
 
 from moesim.simulator.tables import print_table
-from moesim.validation.evidence import Check, Evidence
+from moesim.validation.evidence import Cell, Check, Evidence
 from moesim.validation.judge import Verdict
 
+NONE = "-"
 HEADS = ("system", "predicted", "measured", "error", "p99", "TTFT", "spread", "differ", "verdict")
+DEAR = ("system", "over the physical floor", "over every expert resident")
 
 
 def print_cells(found: Sequence[Evidence]) -> None:
-    """Print the held-out cells, a table for each budget, then those that figures were fitted on."""
+    """Print the held-out cells, then those that figures were fitted on.
+
+    There is a table for each budget, and where they differ for each model, trace and profile; under
+    it, how many times what the bytes moved must take (``physical.py``) a token took, and what it
+    takes with every expert in VRAM, where that is known.
+    """
+    places = [_place(one.prediction.cell) for one in found]
+    told = [len(set(column)) > 1 for column in zip(*places, strict=True)]
     for held_out, title in ((True, "held-out cells"), (False, "cells fitted on")):
-        cells = [one for one in found if one.prediction.cell.held_out is held_out]
-        for budget in sorted({one.prediction.cell.budget for one in cells}):
-            rows = [_row(one) for one in cells if one.prediction.cell.budget == budget]
-            print_table(f"{title} at {budget}: mean TPOT in ms", HEADS, rows)
+        of_title = [one for one in found if one.prediction.cell.held_out is held_out]
+        for place in sorted({_place(one.prediction.cell) for one in of_title}):
+            cells = [one for one in of_title if _place(one.prediction.cell) == place]
+            budget, *others = place
+            more = [f", {text}" for text, is_told in zip(others, told[1:], strict=True) if is_told]
+            where = f"at {budget}{''.join(more)}"
+            print_table(f"{title} {where}: mean TPOT in ms", HEADS, map(_row, cells))
+            dear = [_dear_row(one) for one in cells]
+            if any(row[1:] != [NONE, NONE] for row in dear):
+                print_table(f"what a token took {where}", DEAR, dear)
+
+
+def _place(cell: Cell) -> tuple[str, ...]:
+    return cell.budget, cell.model, cell.trace, cell.hardware
 
 
 def _row(one: Evidence) -> list[str]:
     cell, judged = one.prediction.cell, one.judged
 
     def error(name: str) -> str:
-        return f"{judged.error[name]:+.1%}" if name in judged.error else "-"
+        return f"{judged.error[name]:+.1%}" if name in judged.error else NONE
 
     first = one.executions[0].decisions
     differing = max(execution.decisions.differing for execution in one.executions)
@@ -39,6 +59,25 @@ def _row(one: Evidence) -> list[str]:
         f"{differing / first.events:.1%}" if differing else "none",
         verdict_of(one),
     ]
+
+
+def _dear_row(one: Evidence) -> list[str]:
+    measured_ms = one.judged.measured.mean_tpot
+    return [
+        one.prediction.cell.system,
+        _times(measured_ms, _floor_ms(one)),
+        _times(measured_ms, one.provenance.resident_ms),
+    ]
+
+
+def _floor_ms(one: Evidence) -> float | None:
+    floors = [execution.floor_ms for execution in one.executions]
+    known = [floor for floor in floors if floor is not None]
+    return fmean(known) if known else None
+
+
+def _times(measured_ms: float, other_ms: float | None) -> str:
+    return f"{measured_ms / other_ms:.2f}x" if other_ms else NONE
 
 
 def verdict_of(one: Evidence) -> str:

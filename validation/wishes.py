@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moesim.backends.batches import batched
 from moesim.backends.sources import Source
 from moesim.backends.wishes import BACKENDS
 from moesim.hardware_profiles import ProfileError
 from moesim.hardware_profiles.units import parse_bytes, parse_ppm
 from moesim.simulator.errors import InputError, UnknownNameError
-from moesim.validation.cells import choose_system, split_list
+from moesim.validation.cells import Batching, choose_system, split_list
+from moesim.validation.intervening import check_intervention
 
 ROUTINGS = ("forced", "own")
 DEFAULT_SYSTEMS = "on-demand,mixtral-offloading,lru+next_gate:horizon=1"
@@ -26,6 +28,10 @@ class Wishes:
         source: None is the reference model.
         warm: Decode tokens that are not counted; ``tokens`` are those that are.
         repeats: Executions of each cell.
+        prompt: Tokens of each prompt; None serves prompts as they were recorded.
+        intervene: See ``intervening.py``.
+        batch: Requests that run together; all arrive at once.
+        chunk: Prompt tokens of a step; None takes prompts whole.
     """
 
     backend: str
@@ -41,6 +47,10 @@ class Wishes:
     repeats: int
     minutes: float | None
     output: Path | None
+    prompt: int | None = None
+    intervene: str | None = None
+    batch: int | None = None
+    chunk: int | None = None
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -51,6 +61,11 @@ class Wishes:
             tokens if self.tokens is None else self.tokens,
             self.repeats,
         )
+
+    @property
+    def batching(self) -> Batching:
+        """Requests that run together, prompt tokens of a step."""
+        return self.batch, self.chunk
 
     @property
     def systems(self) -> list[str]:
@@ -75,9 +90,13 @@ def check_wishes(wishes: Wishes) -> None:
         raise UnknownNameError("routing", wishes.routing, ROUTINGS)
     _check_profiles(wishes)
     _check_model(wishes)
+    if wishes.prompt is not None and wishes.routing == "own":
+        raise InputError("--prompt makes prompts of recorded rows; use --routing forced")
+    if wishes.intervene is not None:
+        check_intervention(wishes.intervene, wishes.backend, wishes.source)
     _check_output(wishes.output)
     for text in wishes.systems:
-        choose_system(text)
+        batched(choose_system(text).policies, *wishes.batching)
     for text in wishes.budgets:
         _check_budget(text)
 

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="it runs a real model")
 
 from moesim.simulator.errors import CapabilityError  # noqa: E402 - after the skip
 from moesim.traces import RoutingTrace, write  # noqa: E402
-from moesim.validation import cuda  # noqa: E402
+from moesim.validation import cuda, session  # noqa: E402
 from moesim.validation.commands import validate  # noqa: E402
 from moesim.validation.evidence_files import read_checks, read_folder  # noqa: E402
 
@@ -89,9 +89,48 @@ def test_profiles_measured_in_a_session_are_called_as_their_files(
 ) -> None:
     """Going on, the session reads them by these names."""
     rig, nothing = rig_of("cuda"), cast("Any", None)
-    trees = rig.measure(nothing, nothing)
+    trees = rig.measure(None, nothing, None)
     assert [*trees] == [*rig.figures] == [tree["name"] for tree in trees.values()]
     assert trees[rig.figures[1]]["title"] == "t"
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(None, 150), (60, 150), (9, 108), (1, 12)])
+def test_a_calibration_takes_a_share_of_the_minutes(
+    rig_of: Callable[[str], cuda.CudaRig],
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: float | None,
+    seconds: float,
+) -> None:
+    """The cells need the most; without a limit it takes what a calibration takes."""
+    given = []
+
+    def calibrate(_bench: object, *, name: str, seconds: float, **_options: object) -> Any:
+        given.append(seconds)
+        return SimpleNamespace(machine={"name": name}, runtime={})
+
+    rig = rig_of("cuda")
+    monkeypatch.setattr(cuda.calibration, "calibrate", calibrate)
+    rig.measure(None, cast("Any", None), minutes)
+    assert given == [seconds]
+
+
+def test_figures_are_measured_before_the_model_takes_its_memory(
+    monkeypatch: pytest.MonkeyPatch, rig_of: Callable[[str], cuda.CudaRig]
+) -> None:
+    """A calibration makes models of its own; both at once need not fit."""
+    done = []
+    rig: Any = rig_of("cuda")
+    rig.fingerprint = dict
+
+    def measure(*_arguments: object) -> None:
+        done.append("measured")
+        raise CapabilityError("enough")
+
+    rig.measure, rig.open = measure, lambda *_arguments: done.append("opened")
+    monkeypatch.setattr(session, "_rig", lambda _backend: rig)
+    with pytest.raises(CapabilityError, match="enough"):
+        CliRunner().invoke(app, ["--backend", "cuda"], catch_exceptions=False)
+    assert done == ["measured"]
 
 
 def test_only_the_runtime_with_graphs_is_calibrated(
@@ -100,7 +139,7 @@ def test_only_the_runtime_with_graphs_is_calibrated(
     """The other needs profiles that are named."""
     nothing = cast("Any", None)
     with pytest.raises(CapabilityError, match="--hardware FILE --runtime hf-eager"):
-        rig_of("cuda-eager").measure(nothing, nothing)
+        rig_of("cuda-eager").measure(None, nothing, None)
 
 
 def test_what_a_calibration_replays_is_fitted_on(rig_of: Callable[[str], cuda.CudaRig]) -> None:

@@ -57,6 +57,9 @@ def test_a_slow_link_is_the_cause(
     assert "decided alike" in printed
     assert "parts at counted token 1: predicted" in printed
     assert f"(measured minus predicted): copy {gap['copy']:+.1f}" in printed
+    assert "a copy takes 105.0 us on average, executed 205.0 to 205.0" in printed
+    kinds = [line.split() for line in printed.splitlines() if line.startswith("    ")]
+    assert kinds[0] == ["copy", "105.0", "205.0", "+600.0", "6", "/", "6"]
     assert gap["total"] == pytest.approx(
         gap["host"] + gap["copy"] + gap["kernel"] + gap["contention"], abs=1e-5
     )

@@ -22,7 +22,7 @@ from moesim.validation.cells import choose_system
 from moesim.validation.commands import validate
 from moesim.validation.evidence import Calibration
 from moesim.validation.evidence_files import CALIBRATION, read, read_folder
-from moesim.validation.session import check_topology, held_out
+from moesim.validation.routes import check_topology, held_out
 from moesim.validation.subject import HORIZONS, horizons_of
 
 SHAPE = """
@@ -78,13 +78,9 @@ def test_a_trace_of_another_topology_is_refused(options: list[str]) -> None:
 
 def test_topologies_are_layers_experts_and_top_k(trace_of: Callable[..., RoutingTrace]) -> None:
     """The same number of layers and experts with another top-k is another topology."""
-    parts = SimpleNamespace(layers=[0] * 3, experts=8, top_k=3)
-    subject: Any = SimpleNamespace(opened=SimpleNamespace(store=SimpleNamespace(parts=parts)))
-    subject.name = "model"
     with pytest.raises(InputError, match="top-2, model 3 layers x 8 experts top-3"):
-        check_topology(subject, trace_of(), Path("routes.npz"))
-    parts.top_k = 2
-    check_topology(subject, trace_of(), Path("routes.npz"))
+        check_topology((3, 8, 3), "model", trace_of(), Path("routes.npz"))
+    check_topology((3, 8, 2), "model", trace_of(), Path("routes.npz"))
 
 
 def test_what_was_fitted_on_is_not_tested(trace_of: Callable[..., RoutingTrace]) -> None:
@@ -114,7 +110,8 @@ def test_a_calibrated_profile_names_what_it_was_fitted_on(
     wishes: Any = SimpleNamespace(hardware="h100-sxm", runtime="moesim-graph")
     subject: Any = None
     fitted, lines = trace_of(requests=1), list[str]()
-    _, found = figures.take_figures(wishes, rig, subject, fitted, tmp_path, lines.append)
+    taken = figures.take_figures(wishes, rig, None, fitted, tmp_path, None, lines.append)
+    found = figures.keep_calibration(taken, rig, subject, tmp_path)
     assert found.fit_traces == (fitted.content_hash(),)
     assert len(lines) == said
     assert found == read(tmp_path / CALIBRATION, Calibration)

@@ -1,0 +1,106 @@
+"""The options of ``moesim validate`` and ``moesim explain``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Backend = Annotated[
+    str, typer.Option("--backend", help="What executes: cpu (threads), cuda (graphs), cuda-eager.")
+]
+Check = Annotated[
+    Path | None,
+    typer.Option("--check", help="Judge the evidence of this folder again and execute nothing."),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A transformers MoE model; with --weights random also a shape, such as olmoe. "
+        "Default: the reference model.",
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help="checkpoint: the model's own. random: of its dimensions."),
+]
+Layers = Annotated[
+    int | None, typer.Option(min=1, help="Keep the first N MoE layers; random weights only.")
+]
+PinnedPool = Annotated[
+    str | None,
+    typer.Option(
+        "--pinned-pool",
+        help="Host memory that all experts share, such as 8GiB; random weights only.",
+    ),
+]
+Trace = Annotated[
+    Path | None, typer.Option("--trace", help="What is served. Default: the sample of that model.")
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system", help="Comma-separated: systems, or cache+prefetch+schedule. Default: three."
+    ),
+]
+Vram = Annotated[
+    str,
+    typer.Option("--vram", help="Comma-separated: shares of the experts, or sizes of all VRAM."),
+]
+Hardware = Annotated[
+    str | None,
+    typer.Option("--hardware", help="Machine profile; without one figures are measured."),
+]
+Runtime = Annotated[
+    str | None, typer.Option("--runtime", help="Runtime profile that goes with --hardware.")
+]
+Routing = Annotated[
+    str,
+    typer.Option("--routing", help="forced: the trace's routes; own: the model's, on its tokens."),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Let all requests arrive at once and serve up to N together."),
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option(min=1, help="Take at most N prompt tokens a step. Default: prompts whole."),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Executions of each cell; 5 make a claim.")]
+Warm = Annotated[
+    int | None, typer.Option(min=0, help="Decode tokens that are not counted. 20; 10 on a CPU.")
+]
+Tokens = Annotated[
+    int | None, typer.Option(min=2, help="Decode tokens that are. 100; 50 on a CPU.")
+]
+Minutes = Annotated[
+    float | None, typer.Option(min=0.0, help="Begin no cells that would not end within them.")
+]
+Prompt = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of each prompt, cut or stitched from those recorded."),
+]
+Intervene = Annotated[
+    str | None,
+    typer.Option(
+        "--intervene",
+        help="Change one figure without calibrating again, and the machine with it: link=0.5, "
+        "copies=8, cpu_threads=4 or pageable.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder for evidence; goes on with what it has."),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", help="Predicted against measured, as .png, .svg or .pdf.")
+]
+Dark = Annotated[bool, typer.Option("--dark", help="Plot on dark paper.")]
+Evidence = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that moesim validate wrote.")]
+CellName = Annotated[
+    str | None, typer.Option("--cell", help="One cell alone, by the beginning of its file's name.")
+]
+Timeline = Annotated[
+    Path | None,
+    typer.Option("--timeline", help="Draw one token of the cell, both ways, into a file."),
+]

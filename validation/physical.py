@@ -1,0 +1,69 @@
+"""What a token must take, whoever decides: the bytes that this execution moved, and what waits.
+
+The floor of a token is its bytes at the bandwidth of copies measured right beside the execution,
+plus attention and router of every layer, the head, and one expert of each layer that waited for a
+copy. A runtime that overlaps copies with attention may come in under it; none that does not can.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from statistics import fmean
+
+from moesim.simulator.costs import CostModel
+from moesim.simulator.messages import Copy
+from moesim.simulator.terms import ALL, Cause
+from moesim.validation.anchoring import COPY, COPY_BYTES
+from moesim.validation.machine import Executed
+
+
+def floor_ms(
+    done: Executed,
+    costs: CostModel,
+    experts: int,
+    anchors_ns: Mapping[str, int],
+    counted: tuple[int, int],
+) -> float | None:
+    """Return the mean floor of the tokens that count, where one says something.
+
+    None where experts moved in parts, or tokens of several requests were made together.
+
+    Args:
+        done: The execution.
+        costs: Of the model's kernels on this machine.
+        experts: Of a layer.
+        anchors_ns: Measured beside it; without the anchor of copies the profile's time counts.
+        counted: Decode tokens that do not count, and that do.
+    """
+    copies = sorted(
+        ((begin, label) for _, label, begin, _ in done.spans or [] if isinstance(label, Copy)),
+        key=lambda pair: pair[0],
+    )
+    if any(copy.part != ALL for _, copy in copies):
+        return None
+    windows = [
+        (begin, end, request.prompt_tokens + token)
+        for request in done.timings.requests
+        for token, (begin, end) in enumerate(pairwise(request.token_ends_ns), 1)
+    ]
+    if any(later[0] < earlier[1] for earlier, later in pairwise(windows)):
+        return None
+    warm, tokens = counted
+    byte_ns = anchors_ns[COPY] / COPY_BYTES if COPY in anchors_ns else None
+    at, floors_ns = 0, []
+    for begin_ns, end_ns, context in windows:
+        while at < len(copies) and copies[at][0] < begin_ns:
+            at += 1
+        copy_ns, waited = 0.0, set()
+        while at < len(copies) and copies[at][0] < end_ns:
+            layer = copies[at][1].expert // experts
+            nbytes = costs.shape.layers[layer].expert_bytes
+            copy_ns += costs.copy_ns(nbytes) if byte_ns is None else nbytes * byte_ns
+            if copies[at][1].cause is Cause.DEMAND:
+                waited.add(layer)
+            at += 1
+        kernels_ns = sum(
+            costs.attention_ns(layer, 1, context) for layer in range(len(costs.shape.layers))
+        )
+        experts_ns = sum(costs.experts_gpu_ns(layer, [1]) for layer in waited)
+        floors_ns.append(copy_ns + kernels_ns + experts_ns + costs.head_ns(1))
+    return fmean(floors_ns[warm : warm + tokens]) / 1e6
