@@ -1,11 +1,16 @@
 """Hits and misses of a cache policy: accesses per second beside the peers that are installed.
 
-    python benchmarks/peers.py [--libcachesim PYTHON] [--repeat 3]
+    python benchmarks/peers.py [--libcachesim PYTHON] [--bigrig PYTHON] [--policylang PYTHON]
 
 One access is one expert of one token and layer, from the recorded traces beside the checkout. Ours
 is the compiled replay without a clock, then the same run with its clock. A peer runs in an
-environment of its own, whose Python is named; its figures are of the same run of this script, from
-its own reader, loading left out. One that is not there is printed as not installed.
+environment of its own, whose Python is named; its figures are of the same run of this script and
+of its own replay, loading left out. libCacheSim replays one cache from a file of its own kind;
+bigrig and moe-policylang replay a cache for each layer, of the first rows alone, since they take
+microseconds for an access. A peer sees one access after another; ours sees an event at a time, so
+that of a prompt's tokens (all that deepseek-v2-lite-esft has) an expert counts once, as in a step.
+All are seconds of one CPU. One that is not there is printed as not
+installed, a policy that a peer lacks as a dash.
 """
 
 import argparse
@@ -30,7 +35,7 @@ FOLDERS = ("gpt-oss-20b", "deepseek-v2-lite-esft")
 SHARE = 25
 RECORD = struct.Struct("<IQIq")  # libCacheSim's oracleGeneral: time, object, size, next access
 
-PEER = """
+LIBCACHESIM = """
 import json, sys, time
 import libcachesim as lcs
 path, slots, repeat = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -40,12 +45,54 @@ for name in ("LRU", "LFU", "FIFO", "Belady"):
     for _ in range(repeat):
         reader = lcs.TraceReader(trace=path, trace_type=lcs.TraceType.ORACLE_GENERAL_TRACE)
         cache = getattr(lcs, name)(cache_size=slots)
-        began = time.perf_counter()
+        began = time.process_time()
         misses = cache.process_trace(reader)[0]
-        best = min(best, time.perf_counter() - began)
-    found[name] = [best, misses]
+        best = min(best, time.process_time() - began)
+    found[name] = best
 print(json.dumps(found))
 """
+BY_LAYER = """
+import json, sys, time
+import numpy as np
+path, slots, repeat = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with np.load(path) as arrays:
+    expert_TLK, experts = arrays["expert_TLK"], int(arrays["experts"])
+tokens, layers, top_k = expert_TLK.shape
+{replays}
+found = {{}}
+for name, replay in replays.items():
+    best = float("inf")
+    for _ in range(repeat):
+        began = time.process_time()
+        for layer in inputs:
+            replay(layer)
+        best = min(best, time.process_time() - began)
+    found[name] = best
+print(json.dumps(found))
+"""
+BIGRIG = """
+from bigrig_engine.pool import LRU, WindowedLFU, belady, simulate
+inputs = [expert_TLK[:, layer].ravel().tolist() for layer in range(layers)]
+replays = {
+    "LRU": lambda seq: simulate(seq, slots, experts, LRU),
+    "LFU": lambda seq: simulate(seq, slots, experts, WindowedLFU),
+    "Belady": lambda seq: belady(seq, slots),
+}
+"""
+POLICYLANG = """
+from moe_policylang.benchmark.replay import policy_belady, policy_topk_lfu, policy_topk_lru
+inputs = []
+for layer in range(layers):  # it replays probabilities
+    inputs.append(np.zeros((tokens, experts), np.float32))
+    np.put_along_axis(inputs[-1], expert_TLK[:, layer].astype(int), 1 / top_k, axis=1)
+replays = {
+    "LRU": lambda probs: policy_topk_lru(probs, top_k, slots),
+    "LFU": lambda probs: policy_topk_lfu(probs, top_k, slots),
+    "Belady": lambda probs: policy_belady(probs, top_k, slots),
+}
+"""
+LAYERED = {"LRU": "lru:scope=per_layer", "LFU": "lfu:scope=per_layer"}
+LAYERED_ROWS = 2_000
 
 
 def prepared(trace: RoutingTrace, cache: str) -> Prepared:
@@ -64,15 +111,15 @@ def ours(trace: RoutingTrace, cache: str, repeat: int) -> tuple[float, float]:
     """Return the seconds of a replay without and with a clock."""
     run = prepared(trace, cache)
     without = with_clock = float("inf")
-    for _ in range(repeat):
+    for _ in range(repeat + 1):  # the first time they are compiled, or read
         arrays = tables(run)
-        began = time.perf_counter()
+        began = time.process_time()
         count_all(arrays)
-        without = min(without, time.perf_counter() - began)
+        without = min(without, time.process_time() - began)
         arrays = tables(run)
-        began = time.perf_counter()
+        began = time.process_time()
         serve(0, len(arrays.steps), arrays)
-        with_clock = min(with_clock, time.perf_counter() - began)
+        with_clock = min(with_clock, time.process_time() - began)
     return without, with_clock
 
 
@@ -93,11 +140,11 @@ def write_requests(trace: RoutingTrace, path: Path) -> int:
     return len(experts)
 
 
-def peer(python: str | None, path: Path, slots: int, repeat: int) -> dict[str, list[float]]:
-    """Return what libcachesim measures, by policy; nothing where it is not installed."""
+def peer(python: str | None, script: str, *words: object) -> dict[str, float]:
+    """Return the seconds that a peer measures, by policy; nothing where it is not installed."""
     if python is None:
         return {}
-    command = [python, "-c", PEER, str(path), str(slots), str(repeat)]
+    command = [python, "-c", script, *map(str, words)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr.strip().splitlines()[-1])
@@ -105,18 +152,39 @@ def peer(python: str | None, path: Path, slots: int, repeat: int) -> dict[str, l
     return dict(json.loads(done.stdout))
 
 
-def rate(accesses: int, seconds: float | None) -> str:
-    return "not installed" if seconds is None else f"{accesses / seconds / 1e6:.1f} M/s"
+def rate(accesses: int, found: dict[str, float], label: str) -> str:
+    if not found:
+        return "not installed"
+    return f"{accesses / found[label] / 1e6:.2f} M/s" if label in found else "-"
+
+
+def table(
+    name: str,
+    trace: RoutingTrace,
+    policies: dict[str, str],
+    peers: dict[str, dict[str, float]],
+    accesses: int,
+    repeat: int,
+) -> None:
+    """Print a row for each policy: ours, each peer's, and how many times as fast ours is."""
+    columns = "".join(f"{peer:>17}{'ratio':>8}" for peer in peers)
+    print(f"{'trace':24}{'policy':8}{'ours':>13}{'with a clock':>14}{columns}")
+    for label, cache in policies.items():
+        without, with_clock = ours(trace, cache, repeat)
+        mine = {label: without}, {label: with_clock}
+        row = "".join(f"{rate(accesses, found, label):>13} " for found in mine)
+        for found in peers.values():
+            ratio = f"{found[label] / without:.1f}" if label in found else "-"
+            row += f"{rate(accesses, found, label):>17}{ratio:>8}"
+        print(f"{name:24}{label:8}{row}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--libcachesim", help="Python of an environment that has libcachesim")
+    for name in ("libcachesim", "bigrig", "policylang"):
+        parser.add_argument(f"--{name}", help=f"Python of an environment that has {name}")
     parser.add_argument("--repeat", type=int, default=3, help="repeats of which the best counts")
     options = parser.parse_args()
-    header = (
-        f"{'trace':24}{'policy':8}{'ours':>14}{'with a clock':>14}{'libcachesim':>16}{'ratio':>8}"
-    )
     for name in FOLDERS:
         if not (RECORDED / name).is_dir():
             print(f"{name}: not beside this checkout")
@@ -126,16 +194,28 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "requests.bin"
             accesses = write_requests(trace, path)
-            theirs = peer(options.libcachesim, path, slots, options.repeat)
-        print(f"{name}: {accesses:,} accesses, {slots} slots\n{header}")
-        for label, cache in POLICIES.items():
-            without, with_clock = ours(trace, cache, options.repeat)
-            other = theirs[label][0] if label in theirs else None
-            ratio = "-" if other is None else f"{other / without:.2f}"
-            print(
-                f"{name:24}{label:8}{rate(accesses, without):>14}{rate(accesses, with_clock):>14}"
-                f"{rate(accesses, other):>16}{ratio:>8}"
+            theirs = peer(options.libcachesim, LIBCACHESIM, path, slots, options.repeat)
+        print(f"{name}: {accesses:,} accesses, one cache of {slots} slots")
+        table(name, trace, POLICIES, {"libcachesim": theirs}, accesses, options.repeat)
+        beside_layers(name, trace, slots // trace.layers, options)
+
+
+def beside_layers(name: str, trace: RoutingTrace, slots: int, options: argparse.Namespace) -> None:
+    """Print the same for peers with a cache for each layer."""
+    few = trace.head(requests=int(trace.request_T[LAYERED_ROWS]))
+    accesses = few.expert_TLK.size
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "choices.npz"
+        np.savez(path, expert_TLK=few.expert_TLK, experts=few.experts)
+        peers = {
+            name: peer(python, BY_LAYER.format(replays=replays), path, slots, options.repeat)
+            for name, python, replays in (
+                ("bigrig", options.bigrig, BIGRIG),
+                ("moe-policylang", options.policylang, POLICYLANG),
             )
+        }
+    print(f"{name}: {accesses:,} accesses, {slots} slots for each layer")
+    table(name, few, LAYERED, peers, accesses, options.repeat)
 
 
 if __name__ == "__main__":

@@ -115,10 +115,16 @@ def _copy_parts(
     pinned = copying.source == "pinned"
     route, key = (profile.link.h2d, "h2d") if pinned else (profile.link.pageable, "pageable")
     rate = route.bandwidth.value[-1].bytes_per_s
+    kernels = runtime.kernels
+    around = {
+        "kernels.expert_after_copy": kernels.expert_after_copy,
+        "kernels.expert_while_copying": kernels.expert_while_copying,
+    }
     return [
         _plain(f"link.{key}.latency", route.latency, copying.pieces_per_expert),
         Part(expert_bytes * _SECOND_NS / rate, {f"link.{key}.bandwidth": route.bandwidth}),
         _plain("copying.overhead", copying.overhead, copying.pieces_per_expert),
+        *(_plain(key, figure) for key, figure in around.items() if figure is not None),
     ]
 
 

@@ -7,6 +7,7 @@ error.
 
 from collections.abc import Hashable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -71,10 +72,24 @@ def read_tree(path: Path) -> dict[str, Any]:
     Raises:
         ProfileError: If it is not a YAML mapping in UTF-8, or a key occurs twice.
     """
+    return _tree(read_text(path), path.name)
+
+
+def _tree(text: str, where: str) -> dict[str, Any]:
     try:
-        return parse_tree(path.read_text(encoding="utf-8"))
+        return parse_tree(text)
     except ProfileError as error:
-        raise ProfileError(f"{path.name}: {error}") from error
+        raise ProfileError(f"{where}: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ProfileError: If it is not there, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path.name}: cannot be read as UTF-8 text: {error}") from error
 
@@ -94,18 +109,22 @@ def parse_tree(text: str) -> dict[str, Any]:
 
 
 def read(path: Path, schema: type[FileT]) -> FileT:
-    """Return the profile in `path`.
+    """Return the profile in `path`; one that has been read before is known by the file's content.
 
     Raises:
         ProfileError: With one line per fault.
     """
-    tree = read_tree(path)
-    profile = validated(tree, schema, path.name)
+    profile: FileT = _known(read_text(path), path.name, schema)
     if profile.name != path.stem:
         raise ProfileError(
             f"{path.name}: name: expected {path.stem!r} as the file is called, got {profile.name!r}"
         )
     return profile
+
+
+@lru_cache(maxsize=64)
+def _known(text: str, where: str, schema: type[FileT]) -> FileT:
+    return validated(_tree(text, where), schema, where)
 
 
 def validated(tree: Mapping[str, Any], schema: type[FileT], where: str) -> FileT:

@@ -90,6 +90,7 @@ def round_runtime(
     launch_per_expert_ns: int = 1_000,
     launch_prompt_layer_ns: int | None = None,
     launch_prompt_expert_ns: int | None = None,
+    launch_prompt_run_ns: int | None = None,
     event_ns: int = 0,
     router_wait_ns: int = 4_000,
     poll_ns: int = 1_000,
@@ -102,6 +103,7 @@ def round_runtime(
     hand_over_ns: int = 3_000,
     notice_ns: int = 2_000,
     decision_ns: tuple[int, int, int] = (1_000, 100, 10),
+    decision_place: str = "host",
 ) -> RuntimeProfile:
     """Return a runtime whose kernels reach the roofline and whose host costs are round.
 
@@ -110,7 +112,11 @@ def round_runtime(
     expert kernels alike.
     """
     base, per_expert, per_command = decision_ns
-    prompt_ns = {"prompt_layer": launch_prompt_layer_ns, "prompt_expert": launch_prompt_expert_ns}
+    prompt_ns = {
+        "prompt_layer": launch_prompt_layer_ns,
+        "prompt_expert": launch_prompt_expert_ns,
+        "prompt_run": launch_prompt_run_ns,
+    }
     return RuntimeProfile.from_tree(
         {
             "schema": 1,
@@ -144,7 +150,7 @@ def round_runtime(
             },
             "cpu_experts": {"hand_over": _ns(hand_over_ns), "notice": _ns(notice_ns)},
             "decisions": {
-                "place": "host",
+                "place": decision_place,
                 "default": {
                     "base": _ns(base),
                     "per_expert": _ns(per_expert),

@@ -33,6 +33,7 @@ class Launch(Strict):
         event: Recording or waiting for one event.
         prompt_layer: As `layer` in a step that has prompt tokens; absent where it is the same.
         prompt_expert: As `per_expert` in such a step.
+        prompt_run: As `run` in such a step.
     """
 
     layer: Figure[Nanoseconds]
@@ -41,6 +42,7 @@ class Launch(Strict):
     event: Figure[Nanoseconds]
     prompt_layer: Figure[Nanoseconds] | None = None
     prompt_expert: Figure[Nanoseconds] | None = None
+    prompt_run: Figure[Nanoseconds] | None = None
 
 
 class Wait(Strict):

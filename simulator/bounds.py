@@ -12,26 +12,23 @@ copies under way that have room there already: each request is bounded by itself
 holds whatever serves it best. Copies that this leaves are handed over, and done, while it decodes.
 """
 
-from array import array
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
 
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.floors import Floor, Link, StepFloors
+from moesim.simulator.demand_table import DemandTable, demands_of
+from moesim.simulator.floors import Floor, Link, StepFloors, Sums
 from moesim.simulator.ledger import Counts
-from moesim.simulator.messages import FormStep
 from moesim.simulator.must_move import Uses, must_move_bytes
-from moesim.simulator.terms import Phase
 from moesim.traces import RoutingTrace
 
 __all__ = ["Actions", "Bounds", "bounds", "known_bounds"]
 
-# N uses: one for each distinct expert of each event; L MoE layers.
+# N uses: one for each distinct expert of each event; V events; L MoE layers.
 
 BytesKind = Literal["belady_bypass", "fractional", "none", "lossy"]
 
@@ -126,30 +123,33 @@ class Bounds:
     decides_on_gpu: bool = field(repr=False)
 
 
-def bounds(workload: Workload, costs: CostModel, budget_bytes: int, actions: Actions) -> Bounds:
-    """Return the bounds of all runs of a workload within a budget and a set of actions.
+def bounds(trace: RoutingTrace, costs: CostModel, budget_bytes: int, actions: Actions) -> Bounds:
+    """Return the bounds of all runs of a trace within a budget and a set of actions.
 
-    Time and memory grow with the demands: 1 to 3 µs and about 150 bytes for each distinct expert of
-    each layer event.
+    Time and memory grow with the demands: about 1 µs, a tenth of it where numba is loaded, and 150
+    bytes for each distinct expert of each layer event. What the trace, the machine or the budget
+    determines by itself is kept for the next question.
 
     Args:
-        workload: What is served; a fresh one, which is used up.
+        trace: What is served, its requests one after another.
         costs: How long things take; its shape says how large experts are.
         budget_bytes: Room for experts, staging included.
         actions: The means allowed.
     """
-    sizes = {layer.expert_bytes for layer in costs.shape.layers}
-    largest = max(sizes)
-    room_bytes = budget_bytes // largest * largest if len(sizes) == 1 else budget_bytes
+    size_L = tuple(layer.expert_bytes for layer in costs.shape.layers)
+    largest, is_equal = max(size_L), len(set(size_L)) == 1
+    room_bytes = budget_bytes // largest * largest if is_equal else budget_bytes
     link = Link.of(costs)
-    demands = _Demands(workload, StepFloors(costs, cpu_experts=actions.cpu_experts, lossy=actions.lossy))
-    uses = demands.uses(costs)
-    kind: BytesKind = "belady_bypass" if len(sizes) == 1 else "fractional"
-    bytes_min = must_move_bytes(uses, room_bytes, warm=actions.initial)
-    if not actions.must_copy:
+    demands = demands_of(trace)
+    floors = _floors(demands, _Costs(costs), actions.cpu_experts, actions.lossy)
+    moved = _moved(demands, size_L)
+    kind: BytesKind = "belady_bypass" if is_equal else "fractional"
+    if actions.must_copy:
+        bytes_min = moved.whole(room_bytes, warm=actions.initial)
+    else:
         kind, bytes_min = "lossy" if actions.lossy else "none", 0
-    floor, gaps = demands.floor, demands.gaps
-    decode_ns = _decode_ns(demands, uses, link, room_bytes, actions)
+    floor, gaps = floors.whole(), sum(window.last - window.first for window in demands.windows)
+    decode_ns = _decode_ns(demands, floors, link, moved, room_bytes, actions)
     return Bounds(
         actions=actions,
         bytes_min=bytes_min,
@@ -178,89 +178,105 @@ def known_bounds(
 
     Policies do not enter, so that a sweep over them computes one for each budget and machine.
     """
-    machine = costs.profile.model_dump_json(), costs.runtime.model_dump_json(), repr(costs.shape)
-    key = (trace.content_hash(), *machine, budget_bytes, actions)
+    key = (trace.content_hash(), *_machine(costs), budget_bytes, actions)
     if key not in _known:
         if len(_known) >= _BOUNDS_KEPT:
             _known.clear()
-        _known[key] = bounds(Workload(trace), costs, budget_bytes, actions)
+        _known[key] = bounds(trace, costs, budget_bytes, actions)
     return _known[key]
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """The decode steps of one request."""
-
-    uses: slice
-    floor: Floor
-    gaps: int
+def _machine(costs: CostModel) -> tuple[Hashable, ...]:
+    """Return what determines all costs."""
+    machine = costs.profile.model_dump_json(), costs.runtime.model_dump_json()
+    return *machine, repr(costs.shape), costs.looks_ahead
 
 
-class _Demands:
-    """All that a workload demands, read once."""
+class _Costs:
+    """A machine by which what has been computed for an equal one is found."""
 
-    def __init__(self, workload: Workload, floors: StepFloors) -> None:
-        self.floor = Floor()
-        self.windows: list[_Window] = []
-        self._experts = array("i")
-        self._event_begins = array("q")
-        self._per_layer = workload.experts
-        for request in range(workload.requests):
-            self._read(request, workload, floors)
-        self.gaps = sum(window.gaps for window in self.windows)
+    def __init__(self, costs: CostModel) -> None:
+        self.costs = costs
+        self._key = _machine(costs)
 
-    def _read(self, request: int, workload: Workload, floors: StepFloors) -> None:
-        form = FormStep((request,), (None,))
-        floor, gaps, begins = Floor(), 0, len(self._experts)
-        is_finished = False
-        while not is_finished:
-            step = workload.begin(form)
-            is_finished = workload.is_finished(request)
-            demands = [Counter(step.choices(layer)) for layer in range(workload.layers)]
-            for demand in demands:
-                self._event_begins.append(len(self._experts))
-                self._experts.extend(demand)
-            of_step = floors.of(step, demands)
-            self.floor.add(of_step)
-            if Phase.PREFILL in step.phases:
-                begins = len(self._experts)
-            else:
-                floor.add(of_step)
-                gaps += sum(step.tokens_out)
-        if gaps:
-            self.windows.append(_Window(slice(begins, len(self._experts)), floor, gaps))
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Costs) and self._key == other._key
 
-    def uses(self, costs: CostModel) -> Uses:
-        """Return every use, all of which count."""
-        expert_N = np.asarray(self._experts, np.int32)
-        size_L = np.asarray([layer.expert_bytes for layer in costs.shape.layers], np.int64)
-        lengths = np.diff(np.append(np.asarray(self._event_begins, np.int64), len(expert_N)))
-        return Uses(
-            expert_N,
-            np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-            size_L[expert_N // self._per_layer],
-            np.ones(len(expert_N), np.bool_),
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@lru_cache(maxsize=16)
+def _floors(demands: DemandTable, machine: _Costs, cpu_experts: bool, lossy: bool) -> Sums:
+    return StepFloors(machine.costs, cpu_experts=cpu_experts, lossy=lossy).of(demands)
+
+
+class _Moved:
+    """The bytes that the parts of a workload must move, whatever the room."""
+
+    def __init__(self, demands: DemandTable, size_L: tuple[int, ...]) -> None:
+        lengths_V = np.diff(demands.begins_V1)
+        self._all = Uses(
+            demands.expert_N,
+            np.repeat(np.arange(len(lengths_V), dtype=np.int32), lengths_V),
+            np.array(size_L, np.int64)[demands.expert_N // demands.experts],
+            np.ones(len(demands.expert_N), np.bool_),
         )
+        self._windows = [demands.uses(window) for window in demands.windows]
+        self._known: dict[tuple[str, int, bool], list[int]] = {}
+
+    def whole(self, room_bytes: int, *, warm: bool) -> int:
+        """Return the bytes of all steps."""
+        return self._least("whole", room_bytes, warm=warm)[0]
+
+    def decode(self, room_bytes: int, *, warm: bool) -> int:
+        """Return the bytes of decode steps, in a cache that lives on through prompts."""
+        return self._least("decode", room_bytes, warm=warm)[0]
+
+    def windows(self, room_bytes: int, *, warm: bool) -> list[int]:
+        """Return the bytes of each request's decode steps by themselves.
+
+        The cache is empty as the first begins unless ``warm``, and holds what is best as a later
+        one does.
+        """
+        return self._least("windows", room_bytes, warm=warm)
+
+    def _least(self, which: str, room_bytes: int, *, warm: bool) -> list[int]:
+        key = which, room_bytes, warm
+        if key not in self._known:
+            self._known[key] = [
+                must_move_bytes(uses, room_bytes, warm=warm or starts_later)
+                for uses, starts_later in self._parts[which]
+            ]
+        return self._known[key]
+
+    @cached_property
+    def _parts(self) -> dict[str, list[tuple[Uses, bool]]]:
+        counts_N = np.zeros(len(self._all.expert_N), np.bool_)
+        for window in self._windows:
+            counts_N[window] = True
+        return {
+            "whole": [(self._all, False)],
+            "decode": [(replace(self._all, counts_N=counts_N), False)],
+            "windows": [(self._all.window(part), part.start > 0) for part in self._windows],
+        }
 
 
-def _decode_ns(demands: _Demands, uses: Uses, link: Link, room_bytes: int, actions: Actions) -> int:
+_moved = lru_cache(maxsize=4)(_Moved)
+
+
+def _decode_ns(
+    demands: DemandTable, floors: Sums, link: Link, moved: _Moved, room_bytes: int, actions: Actions
+) -> int:
     """Return the least sum of all gaps between tokens; see the module."""
+    of_window = [floors.between(window.first, window.last) for window in demands.windows]
     if actions.prefetch:
-        total_ns = 0
-        for window in demands.windows:
-            moved_bytes = 0
-            if actions.must_copy:
-                warm = actions.initial or window.uses.start > 0
-                moved_bytes = must_move_bytes(uses.window(window.uses), room_bytes, warm=warm)
-            total_ns += window.floor.time_ns(link, moved_bytes, prefetch=True)
-        return total_ns
-    counts_N = np.zeros(len(uses.expert_N), np.bool_)
-    floor = Floor()
-    for window in demands.windows:
-        counts_N[window.uses] = True
-        floor.add(window.floor)
-    moved_bytes = 0
-    if actions.must_copy:
-        decode = replace(uses, counts_N=counts_N)
-        moved_bytes = must_move_bytes(decode, room_bytes, warm=actions.initial)
-    return floor.time_ns(link, moved_bytes, prefetch=False)
+        moved_bytes = [0] * len(of_window)
+        if actions.must_copy:
+            moved_bytes = moved.windows(room_bytes, warm=actions.initial)
+        return sum(
+            floor.time_ns(link, nbytes, prefetch=True)
+            for floor, nbytes in zip(of_window, moved_bytes, strict=True)
+        )
+    decode_bytes = moved.decode(room_bytes, warm=actions.initial) if actions.must_copy else 0
+    return sum(of_window, Floor()).time_ns(link, decode_bytes, prefetch=False)

@@ -15,9 +15,9 @@ The contract is design 4.1; numbers in comments below are its rules.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from moesim.simulator.books import open_books
 from moesim.simulator.errors import CapabilityError, MoesimError, PolicyError, ProtocolError
 from moesim.simulator.forming import Forming
-from moesim.simulator.layer_event import LayerEvents
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import (
     Answered,
@@ -46,13 +46,10 @@ from moesim.simulator.policies.base import (
     PrefetchPolicy,
     RunInfo,
     SchedulePolicy,
-    View,
     overrides,
 )
-from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.prefetching import Prefetching
-from moesim.simulator.residency import Residency
-from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES, Outbox, Transfers
+from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
 
 
 class Controller:
@@ -81,32 +78,9 @@ class Controller:
         self._experts = run.experts
         self._cache = cache
         self._schedule = schedule
-        self.residency = Residency(
-            run.expert_bytes_L,
-            run.experts,
-            run.top_k,
-            run.budget_bytes,
-            cache.quotas_L(),
-            cache.staging_bytes(),
-        )
-        self._view = View(self.residency, kv_free_bytes=run.kv_bytes)
-        self._queue = PrefetchQueue(run.experts)
+        books = open_books(run, cache, schedule, self.counts, window_bytes)
+        self.residency, self._view, self._queue, self._out, self._transfers, self._events = books
         self._wishes = self._queue.wishes
-        self._out = Outbox()
-        self._transfers = Transfers(
-            cache, self.residency, self._view, self.counts, self._out, window_bytes
-        )
-        self._events = LayerEvents(
-            run,
-            cache,
-            schedule,
-            residency=self.residency,
-            transfers=self._transfers,
-            queue=self._queue,
-            view=self._view,
-            counts=self.counts,
-            out=self._out,
-        )
         self._prefetching = Prefetching(
             run,
             prefetch,
@@ -117,6 +91,7 @@ class Controller:
         )
         self._forming = Forming(schedule, view=self._view, out=self._out)
         self._rebalances = overrides(cache, CachePolicy, "rebalance")
+        self._splits = overrides(cache, CachePolicy, "repartition")
         self._cache_asks = overrides(cache, CachePolicy, "asks")
         self._asked_by_cache: set[int] = set()  # and not answered
         self._asks_of_cache: set[str] = set()  # their names so far
@@ -144,14 +119,14 @@ class Controller:
         for expert in dict.fromkeys(self._cache.initial()):
             pool = self.residency.cache_L[expert // self._experts]
             size = self.residency.size(expert)
-            if room[id(pool)] >= size:
+            if 0 < size <= room[id(pool)]:
                 room[id(pool)] -= size
                 chosen.append(expert)
         return tuple(chosen)
 
     @property
     def lossy(self) -> frozenset[str]:
-        """How the schedule may change the router's choices: ``reroute``, ``skip``, or not at all."""
+        """How the schedule may change the router's choices: ``reroute``, ``skip``, or neither."""
         return self._events.lossy
 
     @property
@@ -232,6 +207,8 @@ class Controller:
         view.signals = fact.signals
         self._events.is_decode = view.is_decode
         self.counts.steps += 1
+        if self._splits and (partition := self._cache.repartition(view)) is not None:
+            self._transfers.cut(partition)
         if self._rebalances:
             self._transfers.rebalance(self._cache.rebalance(view))
         if self._cache_asks:
@@ -272,7 +249,7 @@ class Controller:
             self._prefetching.answered(fact)
             return
         self._asked_by_cache.discard(fact.n)
-        self._transfers.rebalance(self._cache.on_answer(fact.name, fact.value, self._view))
+        self._cache.on_answer(fact.name, fact.value, self._view)
 
     # The rest
 

@@ -23,7 +23,7 @@ CopyKind = Literal["h2d", "d2h", "peer", "nvme"]
 LOOK_IN = "look_in_TLHM"
 """The signal whose producer is charged to the layer that it is computed in."""
 _SECOND_NS = 10**9
-_WHOLE_PPM = 1_000_000
+WHOLE_PPM = 1_000_000
 _ACTIVATION_BYTES = 2
 _GUESSED_BYTES_BAND = 0.25
 _MEMO_ENTRIES = 4096
@@ -78,14 +78,12 @@ class CostModel:
         self.profile = profile
         self.runtime = runtime
         self.shape = shape
+        self.looks_ahead = looks_ahead
         self.launch_layer_ns = runtime.launch.layer.value
         self.event_ns = runtime.launch.event.value
         self.sync_ns = runtime.wait.router.value
         self.poll_ns = runtime.wait.poll.value
         self.slow_down_ppm = profile.gpu.slow_down_while_copying.value
-        beside, after_copy = runtime.kernels.expert_while_copying, runtime.kernels.expert_after_copy
-        self.run_while_copying_ns = beside.value if beside else 0
-        self.run_after_copy_ns = after_copy.value if after_copy else 0
         self.pause_threshold_ns = profile.link.first_copy.after.value
         self.window_bytes = runtime.copying.window
         self.copies_block_host = runtime.copying.blocking
@@ -93,10 +91,14 @@ class CostModel:
         self.workspace_bytes = runtime.memory.workspace.value
 
         gpu, kernels = profile.gpu, runtime.kernels
-        self._byte_ns = (
-            _SECOND_NS * _WHOLE_PPM / (gpu.memory_bandwidth.value * gpu.memory_efficiency.value)
+        self.run_while_copying_ns, self.run_after_copy_ns = (
+            figure.value if figure else 0
+            for figure in (kernels.expert_while_copying, kernels.expert_after_copy)
         )
-        compute_ns = _SECOND_NS * _WHOLE_PPM / gpu.compute_efficiency.value
+        self._byte_ns = (
+            _SECOND_NS * WHOLE_PPM / (gpu.memory_bandwidth.value * gpu.memory_efficiency.value)
+        )
+        compute_ns = _SECOND_NS * WHOLE_PPM / gpu.compute_efficiency.value
         self._flop_ns = compute_ns / gpu.bf16.value
         fp8 = gpu.fp8 if shape.weight_format == "fp8" else None
         self._weight_flop_ns = compute_ns / (fp8 or gpu.bf16).value
@@ -116,7 +118,9 @@ class CostModel:
         self._head_fixed_ns = kernels.head_fixed.value
         launch = runtime.launch
         self.launch_prompt_layer_ns = (launch.prompt_layer or launch.layer).value
-        self._launch_run_ns = launch.run.value + self.event_ns
+        self._launch_run_ns, self._launch_prompt_run_ns = (
+            figure.value + self.event_ns for figure in (launch.run, launch.prompt_run or launch.run)
+        )
         self._launch_per_expert_ns = launch.per_expert.value
         self._launch_prompt_expert_ns = (launch.prompt_expert or launch.per_expert).value
 
@@ -260,6 +264,10 @@ class CostModel:
         """Return what `attention_ns` is for one decode token at a short context of 512."""
         return self.attention_ns(layer, 1, _SHORT_CONTEXT)
 
+    def host_layer_ns(self, runs: int) -> int:
+        """Return the host's time for a layer of one decode token and launches of an expert each."""
+        return self.launch_layer_ns + self.sync_ns + self.poll_ns + runs * self.launch_run_ns(1)
+
     def _dense(self, layer: CostLayer, tokens: int) -> float:
         """Return the roofline floor of the dense weights, in ns."""
         return max(
@@ -286,7 +294,7 @@ class CostModel:
         return max(read_bytes * self._byte_ns, flops * self._flop_ns)
 
     def experts_gpu_ns(
-        self, layer: int, tokens_per_expert: Sequence[int], *, part_ppm: int = _WHOLE_PPM
+        self, layer: int, tokens_per_expert: Sequence[int], *, part_ppm: int = WHOLE_PPM
     ) -> int:
         """Return GPU time of one run of experts of one layer.
 
@@ -305,8 +313,8 @@ class CostModel:
             for tokens in {*tokens_per_expert} - memo.keys():
                 memo[tokens] = self._expert(self.shape.layers[layer], tokens)
             total_ns = sum(map(memo.__getitem__, tokens_per_expert))
-        if part_ppm != _WHOLE_PPM:
-            total_ns = to_ns(Fraction(total_ns * part_ppm, _WHOLE_PPM))
+        if part_ppm != WHOLE_PPM:
+            total_ns = to_ns(Fraction(total_ns * part_ppm, WHOLE_PPM))
         return total_ns + self._expert_fixed_ns
 
     def _expert(self, layer: CostLayer, tokens: int) -> int:
@@ -386,8 +394,9 @@ class CostModel:
             experts: How many.
             is_prompt: Whether the step has prompt tokens.
         """
-        each_ns = self._launch_prompt_expert_ns if is_prompt else self._launch_per_expert_ns
-        return self._launch_run_ns + experts * each_ns
+        if is_prompt:
+            return self._launch_prompt_run_ns + experts * self._launch_prompt_expert_ns
+        return self._launch_run_ns + experts * self._launch_per_expert_ns
 
     def copy_issue_ns(self, copies: int) -> int:
         """Return host time to hand over `copies` copies and record the end of each."""
@@ -416,8 +425,8 @@ class CostModel:
             kernel_ns: What it takes alone.
             is_run: Whether it is a run of experts.
         """
-        extra_ns, rest = divmod(kernel_ns * self.slow_down_ppm, _WHOLE_PPM)
-        above_half = 2 * rest - _WHOLE_PPM
+        extra_ns, rest = divmod(kernel_ns * self.slow_down_ppm, WHOLE_PPM)
+        above_half = 2 * rest - WHOLE_PPM
         slowed_ns = kernel_ns + extra_ns + (above_half > 0 or (above_half == 0 and extra_ns % 2))
         return slowed_ns + self.run_while_copying_ns if is_run else slowed_ns
 

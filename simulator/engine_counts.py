@@ -25,10 +25,10 @@ from moesim.simulator.messages import (
     StepEnded,
 )
 from moesim.simulator.serving.arrivals import Arrivals
+from moesim.simulator.terms import FOREVER_NS
 
 __all__ = ["count"]
 
-_ALWAYS_NS = 1 << 62
 """Later than whatever happens."""
 
 
@@ -59,7 +59,7 @@ def count(
         facts: list[Fact] = [StepEnded(step.number, step.tokens_out)]
         for request in step.requests:
             if workload.is_finished(request):
-                arrivals.ended(_ALWAYS_NS)
+                arrivals.ended(FOREVER_NS)
                 facts += [RequestEnded(request), *_arrived(workload, arrivals)]
         if on_step is not None:
             on_step(step.tokens)
@@ -103,5 +103,5 @@ class _Instant:
 def _arrived(workload: Workload, arrivals: Arrivals) -> list[Fact]:
     return [
         RequestArrived(request, workload.prompt_tokens(request), workload.task(request))
-        for request, _ in arrivals.take(_ALWAYS_NS)
+        for request, _ in arrivals.take(FOREVER_NS)
     ]

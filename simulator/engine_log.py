@@ -1,14 +1,15 @@
 """What somebody's own engine says of each token that it served: a CSV, a row for each decode step.
 
 A column of times is needed, in a unit that its name ends in (``wall_ms``, ``latency_us``); one of
-bytes read for the token is used if there. Lines that begin with ``#`` are comments. No quantity is
-taken from anything but the file.
+bytes read for the token is used if there and not 0 throughout. Lines that begin with ``#`` are
+comments. No quantity is taken from anything but the file.
 """
 
 import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.simulator.errors import InputError
+from moesim.simulator.key_values import key_values
 
 # N decode steps.
 
@@ -27,6 +29,9 @@ BYTES = "read_bytes"
 
 _UNITS_NS: Mapping[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _KEYS = ("time", "bytes")
+
+Row = tuple[int, list[str]]
+"""The number of a row's last line, and its cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,20 @@ class EngineLog:
     columns: Mapping[str, str]
 
 
+class _Lines:
+    """The lines of a log that are neither empty nor comments; ``number`` is the last one's."""
+
+    def __init__(self, text: str) -> None:
+        self.number = 0
+        self._lines = StringIO(text, newline="")
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.number += 1
+            if line.strip() and not line.startswith("#"):
+                yield line
+
+
 def parse_columns(text: str) -> dict[str, str]:
     """Parse ``time=COLUMN,bytes=COLUMN``.
 
@@ -57,14 +76,10 @@ def parse_columns(text: str) -> dict[str, str]:
     >>> parse_columns("time=latency_us")
     {'time': 'latency_us'}
     """
-    found = {}
-    for part in text.split(","):
-        key, _, column = (piece.strip() for piece in part.partition("="))
-        if key not in _KEYS or not column:
-            raise InputError(
-                f"--log-columns {part!r}: expected {' or '.join(f'{key}=COLUMN' for key in _KEYS)}"
-            )
-        found[key] = column
+    form = " or ".join(f"{key}=COLUMN" for key in _KEYS)
+    found = key_values(text, f"--log-columns {text}", form=form)
+    if not found.keys() <= {*_KEYS}:
+        raise InputError(f"--log-columns {text}: expected {form}")
     return found
 
 
@@ -80,29 +95,42 @@ def read_log(path: Path, columns: Mapping[str, str] | None = None) -> EngineLog:
     """
     try:
         raw = path.read_bytes()
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}; give a CSV with a row for each token"
         ) from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; give a CSV with a row for each token") from None
-    numbered = [
-        (number, line)
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.startswith("#")
-    ]
-    if len(numbered) <= 1:
-        raise InputError(f"{path}: no rows below a header; give a CSV with a row for each token")
-    heads, *rows = csv.reader(line for _, line in numbered)
-    lines = [number for number, _ in numbered[1:]]
+    (_, heads), *rows = _rows(path, text)
     taken = _choose(path, heads, columns or {})
-    time_ns = _column(path, heads, rows, lines, taken["time"], least=0.0, may_equal=False)
+    time_ns = _column(path, heads, rows, taken["time"], least=0.0, may_equal=False)
     unit = _UNITS_NS[taken["time"].rpartition("_")[2]]
     read = None
     if "bytes" in taken:
-        read = _column(path, heads, rows, lines, taken["bytes"], least=0.0, may_equal=True)
+        read = _column(path, heads, rows, taken["bytes"], least=0.0, may_equal=True)
+        if not read.any():
+            if "bytes" in (columns or {}):
+                raise InputError(
+                    f"{path}: {taken['bytes']} is 0 in every row; leave it out of --log-columns"
+                )
+            del taken["bytes"]
+            read = None
     return EngineLog(path.name, hashlib.sha256(raw).hexdigest(), time_ns * unit, read, taken)
+
+
+def _rows(path: Path, text: str) -> list[Row]:
+    """Return the header and the rows below it."""
+    lines = _Lines(text)
+    try:
+        rows = [(lines.number, row) for row in csv.reader(lines)]
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: line {lines.number}: {error}; give a row for each token"
+        ) from None
+    if len(rows) <= 1:
+        raise InputError(f"{path}: no rows below a header; give a CSV with a row for each token")
+    return rows
 
 
 def _choose(path: Path, heads: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
@@ -129,8 +157,7 @@ def _choose(path: Path, heads: Sequence[str], columns: Mapping[str, str]) -> dic
 def _column(
     path: Path,
     heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    lines: Sequence[int],
+    rows: Sequence[Row],
     column: str,
     *,
     least: float,
@@ -138,7 +165,7 @@ def _column(
 ) -> NDArray[np.float64]:
     at = heads.index(column)
     values: list[Any] = []
-    for number, row in zip(lines, rows, strict=True):
+    for number, row in rows:
         try:
             value = float(row[at])
         except (ValueError, IndexError):

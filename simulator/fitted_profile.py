@@ -6,18 +6,10 @@ is charged once for each token. Host costs are zero: a log of whole tokens has t
 VRAM stands for wherever the engine keeps its experts, the link for wherever they come from.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from moesim.hardware_profiles import RuntimeProfile
-from moesim.hardware_profiles.drafts import to_yaml
-from moesim.hardware_profiles.files import validated
-from moesim.hardware_profiles.schema import HardwareProfile
 from moesim.simulator.models.cost_shape import CostShape
-from moesim.simulator.results import write_text
 
 _LEAST_BAND = 0.01
 _PCIE = "6.0 x16"
@@ -146,34 +138,6 @@ def runtime_of(rates: Constants, source: str, bands: tuple[float, float]) -> dic
         },
         "memory": {"workspace": ["1MiB", "hidden"]},
     }
-
-
-def write_machine(tree: Mapping[str, Any], path: Path) -> None:
-    """Write the hardware profile under the name of its file.
-
-    Raises:
-        ProfileError, InputError: A figure cannot be, or the file cannot be written.
-    """
-    named = _named(tree, path)
-    validated(named, HardwareProfile, path.name)
-    _write(path, named)
-
-
-def write_runtime(tree: Mapping[str, Any], path: Path) -> None:
-    """Write the runtime profile likewise."""
-    named = _named(tree, path)
-    validated(named, RuntimeProfile, path.name)
-    _write(path, named)
-
-
-def _named(tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    # Through JSON, so that no two figures are one object: YAML would write the second as an alias.
-    copied: dict[str, Any] = json.loads(json.dumps(tree))
-    return {"schema": copied["schema"], "name": path.stem, **copied}
-
-
-def _write(path: Path, tree: Mapping[str, Any]) -> None:
-    write_text(path, "# Written by `moesim calibrate --from-log`.\n\n" + to_yaml(tree))
 
 
 def _estimate(source: str, band: float) -> dict[str, str]:

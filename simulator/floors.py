@@ -24,15 +24,19 @@ of chain, link and host alone. The CPU may take experts from the GPU: see ``_sha
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fractions import Fraction
-from functools import lru_cache
+
+import numpy as np
 
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Step
+from moesim.simulator.demand_table import DemandTable
+from moesim.simulator.models.cost_shape import CostLayer
+from moesim.simulator.recorded_steps import Ints
 
-__all__ = ["Event", "Floor", "Link", "StepFloors"]
+__all__ = ["Event", "Floor", "Link", "StepFloors", "Sums"]
+
+# S steps; V events, one for each layer of each step.
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class Link:
         return self.issuing_ns(moved_bytes) + waiting_ns
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Floor:
     """The least that some steps take; sums over their layers, in ns.
 
@@ -96,14 +100,9 @@ class Floor:
     host_ns: int = 0
     gpu_ns: int = 0
 
-    def add(self, other: "Floor") -> None:
-        """Let other steps follow."""
-        self.fixed_ns += other.fixed_ns
-        self.experts_ns += other.experts_ns
-        self.launching_ns += other.launching_ns
-        self.beside_ns += other.beside_ns
-        self.host_ns += other.host_ns
-        self.gpu_ns += other.gpu_ns
+    def __add__(self, other: "Floor") -> "Floor":
+        """Return the floor of these steps and others."""
+        return Floor(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def time_ns(self, link: Link, moved_bytes: int, *, prefetch: bool) -> int:
         """Return the least time of the steps if this many bytes are copied in them.
@@ -118,6 +117,21 @@ class Floor:
             return max(self.fixed_ns + self.experts_ns, link_ns, self.host_ns + copying_ns)
         bare_ns = max(0, link_ns - self.beside_ns)
         return self.fixed_ns + max(self.experts_ns + bare_ns, self.launching_ns + copying_ns)
+
+
+class Sums:
+    """The floors of consecutive steps, as running sums."""
+
+    def __init__(self, floor_S6: Ints) -> None:
+        self._sum_S6 = np.cumsum(floor_S6, axis=0)
+
+    def between(self, first: int, last: int) -> Floor:
+        """Return the floor of steps [first, last)."""
+        return Floor(*(self._sum_S6[last] - self._sum_S6[first]).tolist())
+
+    def whole(self) -> Floor:
+        """Return the floor of all steps."""
+        return self.between(0, len(self._sum_S6) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,37 +158,44 @@ class StepFloors:
         self._lossy = lossy
         self._cpu_experts = cpu_experts
         self._copy_ns_L = [costs.copy_ns(layer.expert_bytes) for layer in costs.shape.layers]
-        self._event = lru_cache(maxsize=4096)(self._new_event)
 
-    def of(self, step: Step, demands: Sequence[Counter[int]]) -> Floor:
-        """Return the floor of one step.
-
-        Args:
-            step: Its tokens and context.
-            demands: For each layer, how many tokens each expert serves.
-        """
+    def of(self, demands: DemandTable) -> "Sums":
+        """Return the floors of all steps of a workload, to be summed over any range of them."""
         costs = self._costs
-        layers = len(demands)
-        reading_ns = (layers + 1) * (costs.sync_ns + costs.poll_ns)
-        dense_ns = costs.head_ns(sum(step.tokens_out) or 1)
-        experts_ns = launching_ns = beside_ns = gpu_ns = 0
-        for layer, demand in enumerate(demands):
-            dense_ns += costs.attention_ns(
-                layer, step.tokens, step.context_tokens, len(step.requests)
-            )
-            event = self._event(layer, tuple(demand.values()))
-            experts_ns += event.experts_ns
-            launching_ns += event.launching_ns
-            beside_ns += event.beside_ns
-            gpu_ns += event.gpu_ns
-        return Floor(
-            fixed_ns=costs.launch_layer_ns + dense_ns + reading_ns,
-            experts_ns=experts_ns,
-            launching_ns=launching_ns,
-            beside_ns=beside_ns,
-            host_ns=costs.launch_layer_ns + reading_ns + launching_ns,
-            gpu_ns=dense_ns + gpu_ns,
+        events = [self._new_event(*kind) for kind in demands.kinds]
+        of_kind = np.array(
+            [(e.experts_ns, e.launching_ns, e.beside_ns, e.gpu_ns) for e in events], np.int64
+        ).reshape(-1, 4)
+        layers_S = of_kind[demands.kind_V].reshape(-1, demands.layers, 4).sum(axis=1)
+        dense_S = self._dense_ns(demands)
+        reading_ns = (demands.layers + 1) * (costs.sync_ns + costs.poll_ns)
+        hosting_S = np.full_like(dense_S, costs.launch_layer_ns + reading_ns)
+        experts_S, launching_S, beside_S, gpu_S = layers_S.T
+        columns = (
+            hosting_S + dense_S,
+            experts_S,
+            launching_S,
+            beside_S,
+            hosting_S + launching_S,
+            dense_S + gpu_S,
         )
+        return Sums(np.concatenate([np.zeros((1, 6), np.int64), np.stack(columns, axis=1)]))
+
+    def _dense_ns(self, demands: DemandTable) -> Ints:
+        """Return the time of attention and head of each step."""
+        costs = self._costs
+        first: dict[CostLayer, int] = {}
+        for number, layer in enumerate(costs.shape.layers):
+            first.setdefault(layer, number)
+        alike = [(first[layer], count) for layer, count in Counter(costs.shape.layers).items()]
+        met_S2 = np.stack([demands.tokens_S, demands.context_S], axis=1)
+        different, which_S = np.unique(met_S2, axis=0, return_inverse=True)
+        head_ns = costs.head_ns(1)
+        dense = [
+            head_ns + sum(count * costs.attention_ns(layer, *step) for layer, count in alike)
+            for step in different.tolist()
+        ]
+        return np.array(dense, np.int64)[which_S.ravel()]
 
     def _new_event(self, layer: int, tokens: tuple[int, ...]) -> Event:
         costs = self._costs

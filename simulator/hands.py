@@ -7,7 +7,7 @@ Each command takes the host's time to issue; what is handed over begins and ends
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from moesim.simulator.costs import CopyKind, CostModel
+from moesim.simulator.costs import WHOLE_PPM, CopyKind, CostModel
 from moesim.simulator.demands import Step
 from moesim.simulator.errors import CapabilityError, ProtocolError
 from moesim.simulator.ledger import Timings
@@ -48,6 +48,7 @@ class Hands:
         expert_bytes: Bytes of one expert part, by expert and part.
         ask_ns: How long each kind of ask takes.
         spans: Where to note every job, if anywhere.
+        splits: Whether runs are of parts of experts.
 
     Attributes:
         free_ns: When the host has issued all that it was told to.
@@ -70,6 +71,8 @@ class Hands:
         expert_bytes: SizeOf,
         ask_ns: Mapping[str, int],
         spans: list[Span] | None,
+        *,
+        splits: bool = False,
     ) -> None:
         self.free_ns = 0
         self.copying: list[Server] = []
@@ -86,10 +89,11 @@ class Hands:
         self._layers = layers
         self._experts = experts
         self._expert_bytes = expert_bytes
+        self._splits = splits
         self._ask_ns = ask_ns
         self._spans = spans
         self._issue_ns = costs.copy_issue_ns(1)
-        self._run_ns: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._run_ns: dict[tuple[int, tuple[int, ...], int], int] = {}
         self._each_ns: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         self._unnamed = 0  # kernels that no command can name have numbers below zero
         self._ends: Ends = {}
@@ -165,14 +169,18 @@ class Hands:
         engine.submit(n, command, self._expert_bytes(expert, part), self.free_ns, after)
 
     def _run(self, command: Run) -> None:
-        n, experts, tokens, device, after, _ = command
+        n, experts, tokens, device, after, part = command
         costs = self._costs
         layer = experts[0] // self._experts
         self.free_ns += self._launch_ns[len(experts)]
         if after:
             self._check_named(after)
         if device is GPU or device.kind == "gpu":
-            ns = self._expert_ns(layer, tokens)
+            share_ppm = WHOLE_PPM
+            if self._splits:
+                size = self._expert_bytes(experts[0], part)
+                share_ppm = WHOLE_PPM * size // costs.shape.layers[layer].expert_bytes
+            ns = self._expert_ns(layer, tokens, share_ppm)
             self.gpu.submit(n, Kind.EXPERTS, command, ns, self.free_ns, after)
         else:
             ns = costs.experts_cpu_ns(layer, tokens)
@@ -206,13 +214,14 @@ class Hands:
             numbers, Kind.EXPERTS, command, durations_ns, self.free_ns, self._launch_ns[1], after
         )
 
-    def _expert_ns(self, layer: int, tokens: tuple[int, ...]) -> int:
-        """Return the GPU time of a run."""
-        ns = self._run_ns.get((layer, tokens))
+    def _expert_ns(self, layer: int, tokens: tuple[int, ...], share_ppm: int) -> int:
+        """Return the GPU time of a run of this share of each expert."""
+        ns = self._run_ns.get((layer, tokens, share_ppm))
         if ns is None:
             if len(self._run_ns) >= _MEMO_ENTRIES:
                 self._run_ns.clear()
-            ns = self._run_ns[layer, tokens] = self._costs.experts_gpu_ns(layer, tokens)
+            ns = self._costs.experts_gpu_ns(layer, tokens, part_ppm=share_ppm)
+            self._run_ns[layer, tokens, share_ppm] = ns
         return ns
 
     def _close_layer(self, command: LayerDone) -> None:
@@ -228,7 +237,8 @@ class Hands:
     def _ask(self, command: Ask) -> None:
         if command.name not in self._ask_ns:
             raise CapabilityError(
-                f"no cost is known for the ask '{command.name}'; give its time in ns"
+                f"a policy asks for '{command.name}', and nobody knows how long that takes; "
+                f"say it: --ask {command.name}=380ms (in a sweep: the key ask)"
             )
         self.asks[command.n] = command
         self.answerer.submit(command.n, command.name, self._ask_ns[command.name], self.free_ns)

@@ -74,6 +74,7 @@ class Host(ABC):
         keep_spans: Whether to note every job for a timeline (8 to 29 % slower).
         terms: On which terms requests are served; None serves whoever comes.
         on_request: Takes the times of each request that has ended, which are then not kept.
+        splits: Whether experts run in parts.
 
     Attributes:
         now_ns: The present.
@@ -96,6 +97,7 @@ class Host(ABC):
         keep_spans: bool = False,
         terms: Terms | None = None,
         on_request: Callable[[RequestTimes], None] | None = None,
+        splits: bool = False,
     ) -> None:
         self.now_ns = 0
         self.timings = Timings()
@@ -116,6 +118,7 @@ class Host(ABC):
             expert_bytes,
             (ask_ns or {}) if compute is not None else {},
             self.spans,
+            splits=splits,
         )
         # A controller that answers in batches is told and asked in batches.
         self._is_batched = hasattr(controller, "decide")

@@ -132,8 +132,7 @@ class LayerEvents:
         experts = list(tokens)
         begin = layer * self._experts
         if experts and (min(experts) < begin or max(experts) >= begin + self._experts):
-            stray = next(expert for expert in experts if expert // self._experts != layer)
-            raise ProtocolError(f"expert {stray} was chosen in layer {layer}")
+            raise self._stray(layer, experts)
         here = list(filter(rooms.__contains__, experts))
         late: list[int] = []
         misses: list[int] = []
@@ -161,6 +160,10 @@ class LayerEvents:
             counts.decode_demands += len(experts)
             counts.decode_hits += len(hits)
         return _new(Demand, (step, layer, experts, tokens, hits, late, (), misses, gates))
+
+    def _stray(self, layer: int, experts: Sequence[int]) -> ProtocolError:
+        stray = next(expert for expert in experts if expert // self._experts != layer)
+        return ProtocolError(f"expert {stray} was chosen in layer {layer}")
 
     def _carry_out(self, groups: Sequence[Group], demand: Demand) -> None:
         """Hand over the copies that fit, the runs they allow, then wave after wave (rules 4, 7)."""
@@ -197,7 +200,7 @@ class LayerEvents:
                 )
             on_cpu += experts
         hits, misses, tokens = demand.hits, demand.misses, demand.tokens
-        is_usual = planned == [*hits, *misses] and not demand.late
+        is_usual = planned == [*hits, *misses] and not (demand.late or demand.partial)
         if not is_usual and (len(planned) != len(tokens) or tokens.keys() != set(planned)):
             raise self._no_partition(groups, demand)
         return on_cpu

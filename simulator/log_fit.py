@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.hardware_profiles.writing import write_machine, write_runtime
 from moesim.simulator.engine_counts import count
 from moesim.simulator.engine_log import EngineLog
 from moesim.simulator.errors import InputError
@@ -28,13 +29,11 @@ from moesim.simulator.fitted_profile import (
     Constants,
     machine_of,
     runtime_of,
-    write_machine,
-    write_runtime,
 )
 from moesim.simulator.models.cost_shape import CostShape
 from moesim.simulator.runs import Prepared, RunSpec, prepare, resolve_shape
 
-# N decode steps.
+# N decode steps, 2 columns: a constant and the bytes missed.
 Floats = NDArray[np.float64]
 
 MOST_ROUNDS = 40

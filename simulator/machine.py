@@ -290,17 +290,15 @@ class Gpu:
                 self.submit(n, kind, label, ns, issued_ns, (other,) if other else ())
             return issued_ns
         link_free_ns, copies, slow = self._link.free_ns, self._link.busy, self._known_slow[kind]
-        after_copy_ns = self._after_copy_ns
+        after_ns = self._after_copy_ns
         free_ns, busy_ns, lost_ns = self.free_ns, 0, 0
         for n, ns, other in zip(numbers, durations_ns, after, strict=True):
             issued_ns += each_ns
             begins_ns = free_ns
             if issued_ns > begins_ns:
                 begins_ns = issued_ns
-            if other and (end_ns := ends[other]) is not None:
-                end_ns += after_copy_ns
-                if end_ns > begins_ns:
-                    begins_ns = end_ns
+            if other and (end_ns := ends[other]) is not None and end_ns + after_ns > begins_ns:
+                begins_ns = end_ns + after_ns
             if queue or begins_ns >= link_free_ns:
                 ends[n] = None
                 queue.append((n, kind, label, ns, begins_ns, ()))

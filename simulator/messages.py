@@ -178,7 +178,8 @@ class Copy(NamedTuple):
 class Run(NamedTuple):
     """Compute these experts on one device, as one launch, once the copies in ``after`` have ended.
 
-    ``tokens`` counts, for each expert, the tokens it serves. ``part`` is the part computed.
+    ``tokens`` counts, for each expert, the tokens it serves. ``part`` is the part that a GPU
+    computes; a CPU computes whole experts.
     """
 
     n: int

@@ -14,9 +14,12 @@ sizes, or room that is no multiple of the size, the same rule solves the relaxat
 share of an expert may stay: a lower bound, and for equal sizes in whole slots the minimum itself.
 """
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 from heapq import heappop, heappush
-from itertools import pairwise
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,9 +28,16 @@ from numpy.typing import NDArray
 # N uses: one for each distinct expert of each event, events in order.
 
 
-@dataclass(frozen=True, slots=True)
+Whole = Any
+"""Whole numbers, one for each place: an array where it is compiled, else a list."""
+
+COMPILED_FROM_USES = {True: 20_000, False: 1_000_000}
+"""So many are counted compiled, by whether numba is loaded: fewer are done before it is ready."""
+
+
+@dataclass(frozen=True)
 class Uses:
-    """What is demanded, flat: 13 bytes for each distinct expert of each event.
+    """What is demanded, flat.
 
     Attributes:
         expert_N: int32 expert, ``layer * E + expert``.
@@ -46,6 +56,43 @@ class Uses:
         """Return some of the uses as views."""
         return Uses(self.expert_N[part], self.event_N[part], self.size_N[part], self.counts_N[part])
 
+    @cached_property
+    def stays(self) -> "Stays":
+        """Return what could stay."""
+        return Stays.of(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Stays:
+    """What could stay, whatever the room; G events.
+
+    Attributes:
+        wanted_bytes: Bytes of all uses that count.
+        size_N: Bytes of each use's expert.
+        use_begins_G1: First use of each event that has any, and the number of all.
+        end_N: The use until which the expert of each use might stay, N where none counts.
+        warm_ends: Likewise for what might be there at the beginning.
+    """
+
+    wanted_bytes: int
+    size_N: NDArray[np.int64]
+    use_begins_G1: NDArray[np.int64]
+    end_N: NDArray[np.int64]
+    warm_ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, uses: Uses) -> "Stays":
+        """Return what could stay."""
+        next_N, is_first_N = _next_uses(uses.expert_N)
+        counts_N1 = np.append(uses.counts_N, False)
+        return cls(
+            wanted_bytes=int(uses.size_N[uses.counts_N].sum(dtype=np.int64)),
+            size_N=uses.size_N.astype(np.int64),
+            use_begins_G1=np.flatnonzero(np.diff(uses.event_N, prepend=-1, append=-1)),
+            end_N=np.where(counts_N1[next_N], next_N, len(next_N)),
+            warm_ends=np.flatnonzero(is_first_N & uses.counts_N),
+        )
+
 
 def must_move_bytes(uses: Uses, room_bytes: int, *, warm: bool = False) -> int:
     """Return the least bytes of all copies whose use counts, in O(N log N).
@@ -55,46 +102,68 @@ def must_move_bytes(uses: Uses, room_bytes: int, *, warm: bool = False) -> int:
         room_bytes: Room for experts between two events.
         warm: Whether the cache may hold at the beginning whatever serves best; else it is empty.
     """
-    wanted_bytes = int(uses.size_N[uses.counts_N].sum(dtype=np.int64))
-    return wanted_bytes - _saved_bytes(uses, room_bytes, warm=warm)
+    stays = uses.stays
+    use_begins_G1, stay_begins_G1, end_N = stays.use_begins_G1, stays.use_begins_G1, stays.end_N
+    if warm:  # an event before all others, which ends nothing
+        more = len(stays.warm_ends)
+        end_N = np.append(stays.warm_ends, end_N)
+        use_begins_G1 = np.append(0, use_begins_G1)
+        stay_begins_G1 = np.append(0, stay_begins_G1 + more)
+    arrays = (end_N, stay_begins_G1, use_begins_G1, stays.size_N)
+    if is_worth_compiling(len(stays.end_N)):
+        saved_bytes = _compiled_saving()(*arrays, np.zeros_like(stays.size_N), room_bytes)
+    else:
+        ends, stay_begins, use_begins, sizes = (array.tolist() for array in arrays)
+        saved_bytes = _saving(ends, stay_begins, use_begins, sizes, [0] * len(sizes), room_bytes)
+    return stays.wanted_bytes - int(saved_bytes)
 
 
-def _saved_bytes(uses: Uses, room_bytes: int, *, warm: bool) -> int:
-    """Return the most bytes of counted uses that can have stayed since the use before."""
-    next_N, is_first_N = _next_uses(uses.expert_N)
-    counts_N1 = np.append(uses.counts_N, False)
-    total = len(next_N)
-    ends = np.where(counts_N1[next_N], next_N, total).tolist()  # of the stay from each use on
-    sizes = uses.size_N.tolist()
-    staying = [0] * total  # bytes that stay until a use
-    latest_first: list[
-        int
-    ] = []  # minus the end of each stay; those that are over sink to the bottom
+def is_worth_compiling(uses: int) -> bool:
+    """Whether so many uses are counted faster compiled; the figures are the same."""
+    is_loaded = "numba" in sys.modules
+    return uses >= COMPILED_FROM_USES[is_loaded] and find_spec("numba") is not None
+
+
+@cache
+def _compiled_saving() -> Callable[..., int]:
+    from moesim.simulator.compiled.jit import entry  # noqa: PLC0415  numba takes 0.4 s
+
+    return entry()(_saving)
+
+
+def _saving(
+    end_N: Whole,
+    stay_begins_G1: Whole,
+    use_begins_G1: Whole,
+    size_N: Whole,
+    staying_N: Whole,
+    room_bytes: int,
+) -> int:
+    """Return the most bytes of counted uses that can have stayed since the use before.
+
+    ``staying_N`` are zeros: the bytes that stay until each use.
+    """
+    total = len(size_N)
+    # Minus the end of each stay, so that the latest is first; those that are over sink.
+    latest_first = [-total][:0]
     used_bytes = saved_bytes = 0
-
-    def begin_stays(ends: list[int]) -> None:
-        nonlocal used_bytes
-        for end in ends:
+    for event in range(len(use_begins_G1) - 1):
+        for use in range(use_begins_G1[event], use_begins_G1[event + 1]):
+            used_bytes -= staying_N[use]
+            saved_bytes += staying_N[use]
+        for stay in range(stay_begins_G1[event], stay_begins_G1[event + 1]):
+            end = end_N[stay]
             if end < total:
-                staying[end] = sizes[end]
-                used_bytes += sizes[end]
+                staying_N[end] = size_N[end]
+                used_bytes += size_N[end]
                 heappush(latest_first, -end)
         while used_bytes > room_bytes:
             last = -latest_first[0]
-            given_up = min(staying[last], used_bytes - room_bytes)
-            staying[last] -= given_up
+            given_up = min(staying_N[last], used_bytes - room_bytes)
+            staying_N[last] -= given_up
             used_bytes -= given_up
-            if not staying[last]:
+            if staying_N[last] == 0:
                 heappop(latest_first)
-
-    if warm:
-        begin_stays(np.flatnonzero(is_first_N & uses.counts_N).tolist())
-    events = np.flatnonzero(np.diff(uses.event_N, prepend=-1, append=-1)).tolist()
-    for begin, end in pairwise(events):
-        stayed_bytes = sum(staying[begin:end])
-        used_bytes -= stayed_bytes
-        saved_bytes += stayed_bytes
-        begin_stays(ends[begin:end])
     return saved_bytes
 
 

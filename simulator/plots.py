@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from moesim.hardware_profiles.writing import replacing
 from moesim.simulator.errors import InputError
 from moesim.simulator.plot_panels import THEMES, fill, style
 from moesim.simulator.run_series import RunSeries, series_of
@@ -76,7 +77,6 @@ def save(
         raise InputError(
             f"{path}: plots need matplotlib; run: pip install 'moesim[validation]'"
         ) from None
-    draft = path.with_name(f".{path.name}.draft")
     # What identifies a file is what is in it, not when and by which version it was made.
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context():
@@ -85,8 +85,7 @@ def save(
         figure = Figure(figsize=size_in, layout="constrained")
         paint(figure, theme=THEMES[dark])
         try:
-            figure.savefig(draft, format=file_format, dpi=150, metadata=undated[file_format])
-            draft.replace(path)
+            with replacing(path) as draft:
+                figure.savefig(draft, format=file_format, dpi=150, metadata=undated[file_format])
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise InputError(f"{path}: {error.strerror}") from None

@@ -67,5 +67,5 @@ class Prefetching:
             raise PolicyError(
                 f"{type(self._policy).__name__} wished for expert {expert}; no such expert"
             )
-        if not self._residency.has_room(expert):
+        if not self._residency.has_all(expert):
             self._queue.put(expert, priority)

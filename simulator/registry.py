@@ -26,6 +26,7 @@ from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.key_values import key_values
 from moesim.simulator.policies.base import (
     CachePolicy,
     Policy,
@@ -107,6 +108,13 @@ class PolicySpec:
         return own | (self.inner.does if self.inner else frozenset())
 
     @property
+    def may_ask(self) -> bool:
+        """Whether it, or what it guards, may have something computed elsewhere."""
+        if self.inner is not None:
+            return self.inner.may_ask
+        return getattr(self.cls, "asks", None) is not getattr(AXES[self.axis], "asks", None)
+
+    @property
     def is_lossy(self) -> bool:
         """Whether it may change the router's choices, and so the text."""
         return not self.does.isdisjoint({"reroute", "skip"})
@@ -174,25 +182,30 @@ def parse(axis: Axis, text: str) -> PolicySpec:
     name, option_text = _split(head)
     cls = find(axis, name)
     known = options(cls)
+    where = f"{axis} policy {name}"
     values = {}
-    for item in filter(None, option_text.split(",")):
-        key, equals, value = item.partition("=")
+    for key, value in key_values(option_text, where).items():
         if key not in known:
-            raise UnknownNameError(f"option of {axis} policy {name}", key, known)
-        if not equals:
-            raise InputError(f"{axis} policy {name}: option {key} has no value; write {key}=VALUE")
-        values[key] = known[key].parse(value, f"{axis} policy {name}")
+            raise UnknownNameError(f"option of {where}", key, known)
+        values[key] = known[key].parse(value, where)
     missing = [key for key, option in known.items() if option.default is inspect.Parameter.empty]
     for key in missing:
         if key not in values:
-            raise InputError(
-                f"{axis} policy {name} needs its option {key}; write {name}:{key}=VALUE"
-            )
+            raise InputError(f"{where} needs its option {key}; write {name}:{key}=VALUE")
     if guards(cls) and not slash:
-        raise InputError(f"{axis} policy {name} guards another; write {head}/POLICY")
+        raise InputError(f"{where} guards another; write {head}/POLICY")
     if slash and not guards(cls):
-        raise InputError(f"{axis} policy {name} guards no other; '/{rest}' has no place")
+        raise InputError(f"{where} guards no other; '/{rest}' has no place")
     return PolicySpec(axis, text, cls, values, parse(axis, rest) if slash else None)
+
+
+def name_of(text: str) -> str:
+    """Return the name in a policy's spec.
+
+    >>> name_of("lfu:count=lifetime")
+    'lfu'
+    """
+    return _split(text)[0]
 
 
 def find(axis: Axis, name: str) -> type[Policy]:

@@ -46,6 +46,11 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
     if row["output_tokens_per_s"] is not None:
         yield "speed", f"{row['output_tokens_per_s']:.2f} output tokens/s"
     yield "demands", _demands(row)
+    if row["loop"]:
+        yield (
+            "lossy",
+            f"{row['rerouted']} choices rerouted, {row['skipped']} skipped; {row['loop']} loop",
+        )
     yield "copied", _bytes_by_cause(row)
     busy = ", ".join(
         f"{name} {row[f'{name}_busy_ns'] / row['span_ns'] * 100:.0f} %"
@@ -88,7 +93,8 @@ def _serving(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             f"kept for {row['slo_attainment'] * 100:.1f} %, goodput {row['goodput_per_s']:.3f} "
             "requests/s",
         )
-    yield "batch", f"{row['mean_batch']:.2f} requests a step, at most {row['most_in_step']}"
+    if row["mean_batch"] is not None:
+        yield "batch", f"{row['mean_batch']:.2f} requests a step, at most {row['most_in_step']}"
 
 
 def _distance(timings: Timings, limit: Bounds) -> str:

@@ -3,15 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from moesim.simulator.ledger import RequestTimes, ServerCounts
-from moesim.simulator.terms import NO_PROMISE
+from moesim.simulator.summaries import STATISTICS, summary
+from moesim.simulator.terms import NO_PROMISE, SECOND_NS
 
 __all__ = ["FIELDS", "keeps_promise", "request_fields"]
 
-_SECOND_NS = 10**9
-_PERCENTILES = (50, 90, 99)
 
 _KINDS = {
     "request_tpot": "(E2E - TTFT) / (output tokens - 1) of a request, as in vLLM's benchmark",
@@ -24,7 +21,7 @@ FIELDS: Mapping[str, str] = {
     **{
         f"{statistic}_{kind}_ms": text if statistic == "mean" else f"its {statistic}"
         for kind, text in _KINDS.items()
-        for statistic in ("mean", *(f"p{percentile}" for percentile in _PERCENTILES))
+        for statistic in STATISTICS
     },
     "refused": "requests refused: too long for the KV cache, or too many waited",
     "slo_attainment": "share of all requests to which something was promised that was kept",
@@ -57,20 +54,15 @@ def request_fields(
     }
     found: dict[str, Any] = {}
     for kind, values in times_ns.items():
-        found[f"mean_{kind}_ms"] = _ms(np.mean(values)) if values else None
-        for percentile in _PERCENTILES:
-            value = _ms(np.percentile(values, percentile)) if values else None
-            found[f"p{percentile}_{kind}_ms"] = value
+        found |= summary(kind, values)
     promised = [request for request in ended if request.slo != NO_PROMISE]
     kept = sum(keeps_promise(request) for request in promised)
-    counts = bool(promised)
-    span_s = span_ns / _SECOND_NS
+    promises = len(promised) + server.refused_promised
+    span_s = span_ns / SECOND_NS
     found |= {
         "refused": server.refused,
-        "slo_attainment": (
-            round(kept / (len(promised) + server.refused_promised), 9) if counts else None
-        ),
-        "goodput_per_s": round(kept / span_s, 9) if counts and span_ns else None,
+        "slo_attainment": round(kept / promises, 9) if promises else None,
+        "goodput_per_s": round(kept / span_s, 9) if promises and span_ns else None,
         "requests_per_s": round(len(requests) / span_s, 9) if span_ns else None,
         "mean_batch": round(server.requests_in_steps / steps, 9) if steps else None,
         "most_in_step": server.most_in_step,
@@ -97,7 +89,3 @@ def _tpot_ns(request: RequestTimes) -> float | None:
     if not request.has_first_token or len(ends_ns) < 2:  # noqa: PLR2004  a first and another
         return None
     return (ends_ns[-1] - ends_ns[0]) / (len(ends_ns) - 1)
-
-
-def _ms(time_ns: Any) -> float:  # noqa: ANN401  a numpy number
-    return round(float(time_ns) / 1e6, 6)

@@ -14,6 +14,7 @@ from moesim.simulator.messages import LayerRouted, Reroute
 from moesim.simulator.policies.base import CachePolicy, RunInfo, SchedulePolicy, View, overrides
 from moesim.simulator.residency import Residency
 from moesim.simulator.transfers import Outbox
+
 LOSSY = frozenset({"reroute", "skip"})
 """What a policy that changes the text says of itself in ``does``."""
 

@@ -11,10 +11,11 @@ may leave.
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import filterfalse, islice
+from typing import ClassVar
 
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.errors import BudgetError
-from moesim.simulator.terms import Place, Tier
+from moesim.simulator.terms import ALL, Place, Tier
 
 
 class Pool:
@@ -136,7 +137,13 @@ class Evictable:
 
 
 class Residency:
-    """All pools of one device, who is in them, and in which state."""
+    """All pools of one device, who is in them, and in which state.
+
+    Attributes:
+        is_split: Whether experts are kept, copied and run in parts.
+    """
+
+    is_split: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -148,6 +155,7 @@ class Residency:
         staging_bytes: int,
     ) -> None:
         self._experts = experts
+        self.experts_total = len(expert_bytes_L) * experts
         self.size_L = list(expert_bytes_L)
         self.loading: dict[int, int] = {}  # expert -> the copy that brings it
         # What the open event demands: those that have room keep it until their run has ended.
@@ -188,6 +196,30 @@ class Residency:
         """Return the bytes of one expert."""
         return self.size_L[expert // self._experts]
 
+    def room_bytes(self, expert: int, pool: Pool) -> int:
+        """Return what the expert takes of a pool that holds it."""
+        del pool
+        return self.size(expert)
+
+    def units(self, expert: int) -> Sequence[int]:
+        """Return the parts of an expert that are copied and run by themselves: here it is one."""
+        return (expert,)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of results must know of how room was shared."""
+        return []
+
+    def part_bytes(self, expert: int, part: int) -> int:
+        """Return the bytes of a part of an expert."""
+        begin, end = self.stretch(expert, part)
+        return end - begin
+
+    def stretch(self, expert: int, part: int) -> tuple[int, int]:
+        """Return where in an expert's bytes a part of it begins and ends."""
+        assert part == ALL
+        return 0, self.size(expert)
+
     def exists(self, expert: int) -> bool:
         """Return whether the number is an expert's."""
         return 0 <= expert < len(self.size_L) * self._experts
@@ -206,6 +238,10 @@ class Residency:
         if expert in cache.rooms:
             return cache
         return self.staging if expert in self.staging.rooms else None
+
+    def has_all(self, expert: int) -> bool:
+        """Return whether all of the expert is resident or loading."""
+        return self.pool_of(expert) is not None
 
     def has_room(self, expert: int) -> bool:
         """Return whether the expert is resident or loading."""
@@ -235,7 +271,7 @@ class Residency:
     def check(self) -> None:
         """Check invariant 1: slots and bytes are conserved, and every state has its room."""
         for pool in (*self.caches, self.staging):
-            used = sum(self.size(expert) for expert in pool.rooms)
+            used = sum(self.room_bytes(expert, pool) for expert in pool.rooms)
             assert used + pool.free_bytes == pool.capacity_bytes, f"pool {pool.number} lost bytes"
             places = set(pool.rooms.values())
             assert len(places) == len(pool.rooms), f"pool {pool.number} gave one place twice"

@@ -10,14 +10,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moesim.hardware_profiles.writing import replacing
 from moesim.simulator import request_times
 from moesim.simulator.bounds import Bounds
 from moesim.simulator.errors import InputError
 from moesim.simulator.ledger import Counts, RequestTimes, Timings
+from moesim.simulator.summaries import summary
+
+if TYPE_CHECKING:
+    from moesim.simulator.streamed_times import StreamedTimes
 
 SCHEMA_VERSION = 3
 
@@ -136,20 +141,14 @@ def token_times(requests: Sequence[RequestTimes]) -> TokenTimes:
     return TokenTimes(gaps, first, last, sum(len(request.token_ends_ns) for request in requests))
 
 
-def latency_fields(times: TokenTimes) -> tuple[Row, list[str]]:
+def latency_fields(times: "TokenTimes | StreamedTimes") -> tuple[Row, list[str]]:
     """Return the latency fields and, for each that is None, why."""
-    row: Row = {}
+    row: Row = {**summary("tpot", times.gaps_ns), **summary("ttft", times.first_ns)}
     notes = []
-    for name, values, percentiles, reason in (
-        ("tpot", times.gaps_ns, (50, 90, 99), "no TPOT: the trace has no decode steps"),
-        ("ttft", times.first_ns, (50, 90, 99), "no TTFT: the trace has no prompt steps"),
-    ):
-        row[f"mean_{name}_ms"] = _ms(np.mean(values)) if values else None
-        for percentile in percentiles:
-            key = f"p{percentile}_{name}_ms"
-            row[key] = _ms(np.percentile(values, percentile)) if values else None
-        if not values:
-            notes.append(reason)
+    if not times.gaps_ns:
+        notes.append("no TPOT: the trace has no decode steps")
+    if not times.first_ns:
+        notes.append("no TTFT: the trace has no prompt steps")
     row["output_tokens_per_s"] = (
         round(times.tokens * 1e9 / times.last_end_ns, 6) if times.last_end_ns else None
     )
@@ -210,10 +209,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: The folder is not there, or cannot be written.
     """
-    draft = path.with_name(f".{path.name}.draft")
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        with replacing(path) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
 
@@ -251,10 +249,6 @@ def append_csv(path: Path, row: Row) -> None:
             file.write(text.getvalue())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-
-
-def _ms(time_ns: Any) -> float:  # noqa: ANN401  a numpy number
-    return round(float(time_ns) / 1e6, 6)
 
 
 def _ratio(part: int, whole: int) -> float | None:

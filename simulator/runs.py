@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -141,6 +142,11 @@ def prepare(spec: RunSpec) -> "Prepared":
     served = serve(spec.serving, spec.trace, policies, costs, spec.memory, seed=spec.seed)
     notes += served.notes
     return Prepared(spec, machine, runtime, costs, served.memory, policies, notes, served)
+
+
+@cache
+def _version() -> str:
+    return version("moesim")
 
 
 def _hashed(trace: RoutingTrace) -> RoutingTrace:
@@ -292,7 +298,7 @@ class Prepared:
             "hardware": self.machine.model_dump(mode="json"),
             "runtime": self.runtime.model_dump(mode="json"),
             "shape": repr(self.costs.shape),
-            "moesim": version("moesim"),
+            "moesim": _version(),
             "policies": {axis: policy.text for axis, policy in sorted(self.policies.items())},
             "code": {axis: policy.code_hash for axis, policy in sorted(self.policies.items())},
             "system": spec.system,
@@ -355,13 +361,13 @@ class Prepared:
             check(controller.counts, timings)
             return self._result(controller, timings, None)
         controller = self.controller(keep_log=keep_log)
-        experts, sizes_L = self.spec.trace.experts, self.sizes_L
         streamed = StreamedTimes() if self.is_long else None
         engine = ENGINES[self.spec.engine](
             controller,
             self.workload(),
             self.costs,
-            expert_bytes=lambda expert, _part: sizes_L[expert // experts],
+            expert_bytes=controller.residency.part_bytes,
+            splits=controller.residency.is_split,
             budget_bytes=self.memory.expert_bytes,
             system=self.spec.system,
             compute=controller.compute,
@@ -403,9 +409,13 @@ class Prepared:
         if not self.is_lossy:
             return ""
         trace, bound = self.spec.trace, self.spec.trace.header.closed_loop
-        is_closed = bound is not None and self.served is None and (
+        if bound is None or self.served is not None:
+            return "open"
+        budget_bytes, sizes = self.memory.expert_bytes, set(self.sizes_L)
+        is_closed = (
             bound.policies == {axis: policy.text for axis, policy in self.policies.items()}
-            and bound.budget_bytes == self.memory.expert_bytes
+            and bound.slots == budget_bytes // max(sizes)
+            and (len(sizes) == 1 or bound.budget_bytes == budget_bytes)
             and bound.seed == self.spec.seed
             and bound.order == trace.order_hash()
         )
@@ -499,7 +509,13 @@ class Prepared:
             "evidence": self.costs.evidence_for(busy),
             "band": round(self.costs.band_for(busy), 6),
             "notes": "; ".join(
-                [*self.notes, *self._caveats(counts), *notes, *(limit.notes if limit else ())]
+                [
+                    *self.notes,
+                    *controller.residency.notes,
+                    *self._caveats(counts),
+                    *notes,
+                    *(limit.notes if limit else ()),
+                ]
             ),
         }
         return RunResult(

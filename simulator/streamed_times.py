@@ -3,7 +3,6 @@
 The fields are those of a run that keeps them; percentiles are `Digest`'s.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,13 +10,13 @@ from numpy.typing import NDArray
 
 from moesim.simulator.digest import Digest
 from moesim.simulator.ledger import RequestTimes
-from moesim.simulator.results import Row, TokenTimes, latency_fields
+from moesim.simulator.results import Row, latency_fields
+from moesim.simulator.summaries import summary
+from moesim.simulator.terms import SECOND_NS
 
 # S steps of whole requests, one request after another; N tokens; R requests.
 Ints = NDArray[np.int64]
 
-_SECOND_NS = 10**9
-_PERCENTILES = (50, 90, 99)
 NOT_EXACT = "percentiles within 0.012 %: more tokens than are kept one by one"
 
 
@@ -122,29 +121,11 @@ def streamed_fields(times: StreamedTimes, span_ns: int) -> tuple[Row, list[str]]
 
     The fields of arrivals and promises are left to `request_fields`.
     """
-    nothing = TokenTimes([], [], times.last_end_ns, times.tokens)
-    row, _ = latency_fields(nothing)
-    notes = []
-    kinds: Mapping[str, tuple[Digest, str]] = {
-        "tpot": (times.gaps_ns, "no TPOT: the trace has no decode steps"),
-        "ttft": (times.first_ns, "no TTFT: the trace has no prompt steps"),
-        "e2e": (times.e2e_ns, ""),
-        "queue": (times.queue_ns, ""),
-        "service": (times.service_ns, ""),
-        "request_tpot": (times.request_tpot_ns, ""),
-    }
-    for name, (digest, reason) in kinds.items():
-        row[f"mean_{name}_ms"] = _ms(digest.mean()) if digest else None
-        for percent in _PERCENTILES:
-            row[f"p{percent}_{name}_ms"] = _ms(digest.percentile(percent)) if digest else None
-        if reason and not digest:
-            notes.append(reason)
+    row, notes = latency_fields(times)
+    for kind in ("e2e", "queue", "service", "request_tpot"):
+        row |= summary(kind, getattr(times, f"{kind}_ns"))
     if not times.gaps_ns.is_exact:
         notes.append(NOT_EXACT)
     row["requests"] = times.requests
-    row["requests_per_s"] = round(times.requests * _SECOND_NS / span_ns, 9) if span_ns else None
+    row["requests_per_s"] = round(times.requests * SECOND_NS / span_ns, 9) if span_ns else None
     return row, notes
-
-
-def _ms(time_ns: float) -> float:
-    return round(time_ns / 1e6, 6)

@@ -49,7 +49,10 @@ class Report:
 
 def plan_sweep(runs: Sequence[RunOptions]) -> list[Planned]:
     """Return each run with its hash, in order, each once; one that cannot be run says why."""
-    planned = []
+    return list(_planned(runs))
+
+
+def _planned(runs: Sequence[RunOptions]) -> Iterator[Planned]:
     seen = set()
     for options in runs:
         try:
@@ -59,8 +62,21 @@ def plan_sweep(runs: Sequence[RunOptions]) -> list[Planned]:
         key = run.run_id or repr(options)
         if key not in seen:
             seen.add(key)
-            planned.append(run)
-    return planned
+            yield run
+
+
+def _grouped(runs: Sequence[RunOptions]) -> list[RunOptions]:
+    """Return the runs in an order in which those that share most follow one another.
+
+    A worker keeps what it has read of a trace, and what a prefetch policy answers to it.
+    """
+    return sorted(
+        runs,
+        key=lambda run: [
+            str(getattr(run, name))
+            for name in ("trace", "map", "requests", "profile_trace", "system", "prefetch", "slots")
+        ],
+    )
 
 
 def run_sweep(
@@ -85,18 +101,21 @@ def run_sweep(
     """
     report = Report()
     with SweepResults(out) as results:
-        planned = plan_sweep(runs)
-        to_do = [run for run in planned if run.error is None and run.run_id not in results.done]
-        for run in planned:
-            if run.error is not None:
-                results.add_error("", run.error, run.options.given())
-                report.failed.append(run.error)
-        report.there = len(planned) - len(to_do) - len(report.failed)
-        on_end = on_begin(len(to_do)) if on_begin else None
-        futures = {
-            executor.submit(run_one, run.options.model_dump(mode="json")): run for run in to_do
-        }
+        planned, futures = [], {}
         try:
+            for run in _planned(_grouped(runs)):  # workers begin meanwhile
+                planned.append(run)
+                if run.error is None and run.run_id not in results.done:
+                    sent = executor.submit(run_one, run.options.model_dump(mode="json"))
+                    futures[sent] = run
+            place = {options: number for number, options in reversed([*enumerate(runs)])}
+            planned.sort(key=lambda run: place[run.options])
+            for run in planned:
+                if run.error is not None:
+                    results.add_error("", run.error, run.options.given())
+                    report.failed.append(run.error)
+            report.there = len(planned) - len(futures) - len(report.failed)
+            on_end = on_begin(len(futures)) if on_begin else None
             for future in as_completed(futures):
                 _settle(future, futures[future], results, report)
                 if on_end is not None:

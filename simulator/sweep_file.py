@@ -16,7 +16,7 @@ The keys are the options of ``moesim simulate``. A run's own entry goes before t
 before the base.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import product
@@ -27,7 +27,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from moesim.hardware_profiles.errors import ProfileError
 from moesim.hardware_profiles.files import read_tree
+from moesim.hardware_profiles.units import parse_ns
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.key_values import key_values
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.registry import AXES
 from moesim.simulator.runs import ENGINE_NAMES, RunSpec
@@ -78,6 +80,7 @@ class RunOptions(BaseModel):
     profile_trace: str | None = None
     engine: str = ENGINE_NAMES[0]
     seed: int = Field(default=0, ge=0)
+    ask: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
 
     def given(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, as the file writes them."""
@@ -106,6 +109,7 @@ class RunOptions(BaseModel):
             chunk=self.chunk,
             slo=self.slo,
             max_waiting=self.max_waiting,
+            kv=self.kv,
             kv_reserve=self.kv_reserve,
         )
         return RunSpec(
@@ -122,8 +126,21 @@ class RunOptions(BaseModel):
             profile_trace=_load(self.profile_trace, None, None) if self.profile_trace else None,
             engine=self.engine,
             seed=self.seed,
+            ask_ns=_ask_ns(self.ask),
             serving=serving,
         )
+
+
+def _ask_ns(texts: Sequence[str]) -> dict[str, int]:
+    form = "NAME=TIME, such as predict_use=380ms"
+    where = f"--ask {','.join(texts)}"
+    times = {}
+    for name, time in key_values(",".join(texts), where, form=form).items():
+        try:
+            times[name] = parse_ns(time)
+        except ValueError:
+            raise InputError(f"{where}: {name}={time}: expected {form}") from None
+    return times
 
 
 def _one_empty() -> list[dict[str, Any]]:

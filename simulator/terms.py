@@ -86,5 +86,13 @@ class Verdict(IntEnum):
     TRANSIENT = 1
 
 
+SECOND_NS = 10**9
+MILLISECOND_NS = 10**6
+FOREVER_NS = 1 << 62
+"""A time that never comes."""
+
 ALL = 0
-"""The part number of an expert that is not split."""
+"""The part number of an expert that is not split, and of the top of one that is."""
+
+PIECES = 16
+"""Equal pieces of its intermediate dimension between which kernels can cut an expert."""

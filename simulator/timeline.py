@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from moesim.hardware_profiles.writing import replacing
 from moesim.simulator.errors import InputError
 from moesim.simulator.messages import Copy, Move, Run
-from moesim.simulator.terms import Cause
+from moesim.simulator.terms import ALL, Cause
 
 __all__ = ["events", "write_timeline"]
 
@@ -25,6 +26,9 @@ Span = tuple[str, object, int, int]
 Event = dict[str, Any]
 
 PROCESS = 1
+
+BOTTOM = ", bottom"
+"""Names the second part of an expert; the first is named as a whole one."""
 
 TRACKS = {
     "host": "host thread",
@@ -59,18 +63,15 @@ def write_timeline(
     Raises:
         InputError: The folder is not there, or cannot be written.
     """
-    draft = path.with_name(f".{path.name}.draft")
     try:
-        with draft.open("wb") as file:
+        with replacing(path) as draft, draft.open("wb") as file:
             found = events(spans, experts=experts, expert_bytes_L=expert_bytes_L)
             if path.suffix == ".gz":
                 with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
                     _write(packed, found, about or {})
             else:
                 _write(file, found, about or {})
-        draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise InputError(f"{path}: {error.strerror}") from None
 
 
@@ -108,14 +109,15 @@ def _describe(label: object, experts: int) -> tuple[str, dict[str, Any]]:
     if isinstance(label, Copy | Move):
         layer, expert = divmod(label.expert, experts)
         details = {"n": label.n, "after runs": label.after, "to slot": label.dst.slot}
+        name = f"L{layer} E{expert}{BOTTOM * label.part}"
         if isinstance(label, Copy):
-            return f"copy L{layer} E{expert} ({label.cause.name.lower()})", details
-        return f"move L{layer} E{expert}", details
+            return f"copy {name} ({label.cause.name.lower()})", details
+        return f"move {name}", details
     if isinstance(label, Run):
         layer = label.experts[0] // experts
         numbers = [expert % experts for expert in label.experts]
         plural = "expert" if len(numbers) == 1 else "experts"
-        return f"run L{layer} {len(numbers)} {plural}", {
+        return f"run L{layer} {len(numbers)} {plural}{BOTTOM * label.part}", {
             "n": label.n,
             "experts": numbers,
             "tokens": label.tokens,
@@ -129,10 +131,15 @@ def _describe(label: object, experts: int) -> tuple[str, dict[str, Any]]:
 def _counters(
     spans: Iterable[Span], experts: int, expert_bytes_L: Sequence[int] | None
 ) -> Iterator[Event]:
-    """Yield what was copied so far, by cause, each time that a copy ends."""
+    """Yield what was copied so far, by cause, each time that a copy ends.
+
+    Of experts that are split the parts are counted, whose sizes no copy tells.
+    """
     name = "experts copied" if expert_bytes_L is None else "bytes copied"
     copies = [(end_ns, label) for _, label, _, end_ns in spans if isinstance(label, Copy)]
     copies.sort(key=lambda copy: (copy[0], copy[1].n))
+    if any(copy.part != ALL for _, copy in copies):
+        name, expert_bytes_L = "parts copied", None
     causes = sorted({copy.cause for _, copy in copies})
     copied = {cause.name.lower(): 0 for cause in causes}
     for end_ns, copy in copies:

@@ -4,12 +4,12 @@ What was handed over is irrevocable (design 4.1 rule 4). Room and victim are cho
 handed over, and the cache policy chooses among what may leave and nothing else.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from moesim.simulator.errors import PolicyError, ProtocolError
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import Copies, CopiesEnded, Copy, CopyEnded, Order
-from moesim.simulator.policies.base import CachePolicy, View, has_shortcut
+from moesim.simulator.policies.base import CachePolicy, Partition, View, has_shortcut
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool, Residency
 from moesim.simulator.terms import ALL, RAM, Cause, Place, Verdict
@@ -30,10 +30,15 @@ class Outbox:
         self.commands: list[Order] = []
         self.number = 0
 
-    def copy(self, expert: int, place: Place, cause: Cause, nbytes: int) -> int:
-        """Hand over a copy that waits for nothing, and return its number."""
+    def copy(
+        self, expert: int, place: Place, cause: Cause, nbytes: int, after: tuple[int, ...] = ()
+    ) -> int:
+        """Hand over a copy that begins when these runs have ended, and return its number."""
         self.number = number = self.number + 1
         commands = self.commands
+        if after:
+            commands.append(Copy(number, expert, ALL, RAM, place, cause, after))
+            return number
         if commands and type(last := commands[-1]) is Copies:
             assert isinstance(last, Copies)
             if last.cause is cause and last.nbytes == nbytes:
@@ -65,8 +70,8 @@ class Transfers:
         self.at_once = range(0)
         self._cache = cache
         self._choose_victim = cache.choose_victim
-        self._on_admit = cache.on_admit
-        self._on_evict = cache.on_evict
+        self._on_admit: Callable[[int, View], None] = cache.on_admit
+        self._on_evict: Callable[[int, View], None] = cache.on_evict
         self._admits = type(cache).admit is not CachePolicy.admit
         self._make_room = (
             cache.make_room
@@ -172,13 +177,7 @@ class Transfers:
                     f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
                 )
             self.evict(victim, pool)
-        place = pool.take(expert, size)
-        out = self._out
-        if after:
-            out.number = number = out.number + 1
-            out.commands.append(Copy(number, expert, ALL, RAM, place, cause, after))
-        else:
-            number = out.copy(expert, place, cause, size)
+        number = self._out.copy(expert, pool.take(expert, size), cause, size, after)
         loading[expert] = number
         self._copies[number] = expert
         self._view.queued_bytes += size
@@ -191,6 +190,18 @@ class Transfers:
             self.unused[expert] = size
         self._on_admit(expert, self._view)
         return True
+
+    def cut(self, partition: Partition) -> None:
+        """Cut the pools anew for experts that are split.
+
+        Raises:
+            PolicyError: They are whole.
+        """
+        tops = len(partition.top_bytes_L)
+        raise PolicyError(
+            f"{type(self._cache).__name__} splits the experts of {tops} layers anew; as the run "
+            "began they were whole"
+        )
 
     def rebalance(self, experts: Iterable[int]) -> None:
         """Hand over copies of what the cache policy wants here as a step begins."""

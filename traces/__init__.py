@@ -14,12 +14,14 @@ from moesim.traces import synthetic
 from moesim.traces.chunks import cut, write_chunks
 from moesim.traces.errors import TraceError
 from moesim.traces.formats.mapped import parse_mapping
+from moesim.traces.header import ClosedLoop
 from moesim.traces.readers import load
 from moesim.traces.schema import RoutingTrace, SelectionRule, SignalSpec, TraceHeader
 from moesim.traces.statistics import describe, layer_statistics, task_cosine
 from moesim.traces.store import iter_requests, read, write
 
 __all__ = [
+    "ClosedLoop",
     "RoutingTrace",
     "SelectionRule",
     "SignalSpec",

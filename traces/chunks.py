@@ -2,9 +2,9 @@
 
 For traces larger than memory. A chunk is a native file of whole requests and can be read alone;
 the index says how many rows and requests each has, its SHA-256, and the content hash of the whole,
-which is that of the same trace in one file: it is computed once, when the folder is written. A
-chunk is checked against its hash when it is opened first. What there is once for each request is in
-``requests.safetensors``.
+which is that of the same trace in one file: it is computed once, when the folder is written. The
+index is checked against a hash of its own when the trace is opened, a chunk against its hash when
+it is opened first. What there is once for each request is in ``requests.safetensors``.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -59,6 +59,7 @@ class Index(_Strict):
     Attributes:
         labels: The different task labels; ``label_R`` counts in them.
         last_position: The largest position of any row.
+        index_sha256: Hash of all the rest.
     """
 
     format: str
@@ -68,6 +69,13 @@ class Index(_Strict):
     last_position: int = Field(ge=0)
     requests_sha256: str
     chunks: tuple[Chunk, ...] = Field(min_length=1)
+    index_sha256: str = ""
+
+    def sealed(self) -> Self:
+        """Return it with its own hash."""
+        told = json.dumps(self.model_dump(mode="json", exclude={"index_sha256"}), sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()
+        return self.model_copy(update={"index_sha256": digest})
 
 
 def sniff(path: Path) -> bool:
@@ -180,7 +188,8 @@ def _write(pieces: Iterable[RoutingTrace], draft: Path, name: str) -> None:
         chunks=tuple(chunks),
     )
     content_hash = _Folder(draft, index, is_checked=True).trace().content_hash()
-    text = index.model_copy(update={"content_hash": content_hash}).model_dump(mode="json")
+    sealed = index.model_copy(update={"content_hash": content_hash}).sealed()
+    text = sealed.model_dump(mode="json")
     lines = [f"  {json.dumps(chunk)}" for chunk in text.pop("chunks")]
     rest = "".join(f" {json.dumps(k)}: {json.dumps(v)},\n" for k, v in text.items())
     body = f'{{\n{rest} "chunks": [\n' + ",\n".join(lines) + "\n ]\n}\n"
@@ -198,7 +207,7 @@ class _Folder:
         self, folder: Path, index: Index | None = None, *, is_checked: bool = False
     ) -> None:
         self._folder = folder
-        self._index = _read_index(folder) if index is None else index
+        self._index = read_index(folder) if index is None else index
         count = len(self._index.chunks)
         self._checked = [is_checked] * count
         self._open: dict[int, dict[str, Array]] = {}
@@ -264,18 +273,32 @@ class _Folder:
             self._checked[number] = True
         while len(self._open) >= _OPEN:
             del self._open[next(iter(self._open))]
-        self._open[number] = store.read(path).arrays()
+        trace = store.read(path)
+        if (trace.tokens, trace.requests) != (chunk.tokens, chunk.requests):
+            raise TraceError(
+                f"{path}: {trace.tokens} rows of {trace.requests} requests, but {INDEX} says "
+                f"{chunk.tokens} of {chunk.requests}; write the trace again"
+            )
+        self._open[number] = trace.arrays()
         return self._open[number]
 
 
-def _read_index(folder: Path) -> Index:
+def read_index(folder: Path) -> Index:
+    """Return the index of a folder.
+
+    Raises:
+        TraceError: It cannot be read, or is not as it was written.
+    """
     path = folder / INDEX
     try:
-        return Index.model_validate_json(path.read_bytes())
+        index = Index.model_validate_json(path.read_bytes())
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}; copy the whole folder again") from error
     except ValidationError as error:
         raise TraceError(f"{path}: {first_problem(error)}; write the trace again") from error
+    if index != index.sealed():
+        raise TraceError(f"{path}: was edited; write the trace again")
+    return index
 
 
 def _hash_of(path: Path) -> str:

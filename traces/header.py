@@ -83,6 +83,7 @@ class ClosedLoop(BaseModel):
         system: What bundles the policies, or ``custom``.
         policies: Spec of the policy of each axis.
         budget_bytes: Room for experts, staging included.
+        slots: How many of the largest fit into it.
         seed: Of the policies' random streams.
         order: `RoutingTrace.order_hash` of the requests.
     """
@@ -92,6 +93,7 @@ class ClosedLoop(BaseModel):
     system: str
     policies: dict[str, str]
     budget_bytes: int = Field(ge=0)
+    slots: int = Field(ge=0)
     seed: int = 0
     order: str
 

@@ -9,9 +9,11 @@ as it is or with ``.gz``. None of them says which experts were used.
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,8 @@ def load_requests(path: Path | str, *, requests: int | None = None) -> RequestLo
             rows.append(row)
             if requests is not None and len(rows) == requests:
                 break
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise TraceError(f"{path}: damaged ({error}); copy it again") from None
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -95,20 +99,36 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
         if kind is None:
             known = " or ".join(",".join(names) for names in CSV_COLUMNS)
             raise TraceError(f"{path}: line 1: expected the columns {known}, or JSON lines")
-        for number, values in enumerate(csv.reader(file), 2):
-            if values:
-                yield number, _of_csv(path, number, kind, values)
+        reader = csv.reader(file)
+        try:
+            for values in reader:
+                if values:
+                    yield reader.line_num + 1, _of_csv(path, reader.line_num + 1, kind, values)
+        except csv.Error as error:
+            raise TraceError(
+                f"{path}: line {reader.line_num + 1}: {error}; expected a time and two counts"
+            ) from None
 
 
 def _of_csv(path: Path, number: int, kind: str, values: list[str]) -> Row:
     try:
         arrived, prompt, output = values
         arrived_ns = _date_ns(arrived) if kind == "azure" else round(float(arrived) * SECOND_NS)
-        return arrived_ns, int(prompt), int(output)
+        return _row(arrived_ns, int(prompt), int(output))
     except (ValueError, OverflowError):
         raise TraceError(
             f"{path}: line {number}: {','.join(values)!r}; expected a time and two counts"
         ) from None
+
+
+def _row(*figures: int) -> Row:
+    """Return the figures of a row, if arrays hold them.
+
+    Raises:
+        OverflowError: One takes more than 64 bits.
+    """
+    arrived_ns, prompt, output = (int(np.array(figure, np.int64)) for figure in figures)
+    return arrived_ns, prompt, output
 
 
 def _date_ns(text: str) -> int:
@@ -124,7 +144,7 @@ def _of_json(path: Path, number: int, line: str) -> Row:
         value: Mapping[str, Any] = json.loads(line)
         times = value["timestamp"], value["input_length"], value["output_length"]
         arrived_ns = round(times[0] * MILLISECOND_NS)
-        return arrived_ns, int(times[1]), int(times[2])
+        return _row(arrived_ns, index(times[1]), index(times[2]))
     except (ValueError, TypeError, KeyError, OverflowError):
         raise TraceError(
             f"{path}: line {number}: expected an object with timestamp (ms), input_length and "

@@ -60,8 +60,8 @@ def calibrate_from_log(
     json_out: Path | None,
 ) -> None:
     """Fit the first half of a log, predict the second, write both profiles, print the errors."""
+    from moesim.hardware_profiles.writing import write_machine, write_runtime
     from moesim.simulator.engine_log import parse_columns, read_log
-    from moesim.simulator.fitted_profile import write_machine, write_runtime
     from moesim.simulator.log_fit import fit_log
     from moesim.simulator.results import write_text
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.simulator.commands.options import Dark, Mapping, Quiet, Requests, Trace
+from moesim.simulator.commands.options import Dark, FirstRequests, Mapping, Quiet, Trace
 
 if TYPE_CHECKING:
     from moesim.simulator.frontier import Frontier
@@ -24,10 +24,12 @@ def frontier(
         ),
     ] = None,
     mapping: Mapping = None,
-    requests: Requests = None,
-    csv_out: Annotated[
+    requests: FirstRequests = None,
+    output: Annotated[
         Path | None,
-        typer.Option("-o", "--csv", help="Write every size of every curve, layers included."),
+        typer.Option(
+            "--output", "-o", help="CSV to write: every size of every curve, layers included."
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the curves: .png, .svg or .pdf.")
@@ -45,7 +47,7 @@ def frontier(
     from moesim.simulator.commands.outputs import check_targets
     from moesim.traces import load, parse_mapping
 
-    check_targets(csv_out, plot)
+    check_targets(output, plot)
     if plot is not None:
         from moesim.simulator.plots import check_suffix
 
@@ -58,8 +60,8 @@ def frontier(
         f"{trace.name} · {recorded.layers} layers x {recorded.experts} experts, "
         f"top-{recorded.top_k}, {recorded.tokens} tokens"
     )
-    if csv_out is not None:
-        curves.write_csv(result, csv_out)
+    if output is not None:
+        curves.write_csv(result, output)
     if plot is not None:
         from moesim.simulator.frontier_plot import plot_frontier
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 POLICIES = "What decides"
-MEMORY = "How much memory (one of the three; all of the machine if left out)"
+MEMORY = "How much memory (one of these; all of the machine if left out)"
 COSTS = "What things cost"
 SERVING = "Who is served (one recorded request after another if left out)"
 OUTPUT = "What is written"
@@ -129,8 +129,8 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         help="Simulator: clock; simpy, the slower reference; or compiled, for built-in policies on "
-        "long traces and in sweeps (needs numba, the extra 'fast'; its first run compiles for half a "
-        "minute).",
+        "long traces and in sweeps (needs numba, the extra 'fast'; its first run compiles for half "
+        "a minute).",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the policies' random streams.")]
@@ -145,13 +145,16 @@ Requests = Annotated[
     int | None,
     typer.Option("--requests", min=1, help="Replay the first N requests, or let N arrive."),
 ]
+FirstRequests = Annotated[
+    int | None, typer.Option("--requests", min=1, help="Replay the first N requests.")
+]
 Arrivals = Annotated[
     str | None,
     typer.Option(
         "--arrivals",
-        help="poisson:rate=2, gamma:rate=2,cv=3, users:users=8,think=1 or file:LOG; each takes "
-        "prompt=N,output=N or lengths=LOG, and mix=TASK:WEIGHT/TASK:WEIGHT. Their routing is drawn "
-        "from the trace.",
+        help="poisson:rate=2, gamma:rate=2,cv=3, users:users=8,think=1 or file:LOG; all but file "
+        "take prompt=N,output=N or lengths=LOG, all take mix=TASK:WEIGHT/TASK:WEIGHT. Their "
+        "routing is drawn from the trace.",
         rich_help_panel=SERVING,
     ),
 ]

@@ -1,18 +1,19 @@
 """``moesim plan``: what it takes to meet an objective, and what fits."""
 
+from collections.abc import Mapping as Table
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moesim.simulator.commands.options import (
     Cache,
-    Chunk,
     CostOf,
     ExpertBudget,
+    FirstRequests,
     Mapping,
     Model,
     Prefetch,
-    Requests,
     Runtime,
     Schedule,
     Slots,
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 OBJECTIVE = "What is asked for (at least one)"
 CAPACITY = "Or what fits, on every machine"
+
+_OBJECTIVE = "an objective, without --fit"
+_PROMPT, _BATCH = "--fit prompt", "--fit batch"
+_QUESTIONS = ("prompt", "batch")
 
 
 def plan(
@@ -52,40 +57,55 @@ def plan(
         float | None,
         typer.Option("--ttft", help="Most ms to the first token.", rich_help_panel=OBJECTIVE),
     ] = None,
-    max_prompt: Annotated[
-        bool,
-        typer.Option("--max-prompt", help="How long a prompt fits.", rich_help_panel=CAPACITY),
-    ] = False,
-    max_batch: Annotated[
-        bool,
+    fit: Annotated[
+        list[str] | None,
         typer.Option(
-            "--max-batch",
-            help="How many requests of --context tokens fit together.",
+            "--fit",
+            help="prompt: how long a prompt fits; batch: how many requests fit together; repeated.",
             rich_help_panel=CAPACITY,
         ),
-    ] = False,
-    batch: Annotated[
-        int,
+    ] = None,
+    max_batch: Annotated[
+        int | None,
         typer.Option(
-            "--batch", min=1, help="Requests of that prompt together.", rich_help_panel=CAPACITY
+            "--max-batch",
+            min=1,
+            help="Of prompt: requests that run together, all so long. Default 1.",
+            rich_help_panel=CAPACITY,
         ),
-    ] = 1,
-    context: Annotated[
-        int,
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
         typer.Option(
-            "--context", min=1, help="Tokens of prompt and answer.", rich_help_panel=CAPACITY
+            "--answer-tokens",
+            min=1,
+            help="Of prompt: length of each answer. Default 1.",
+            rich_help_panel=CAPACITY,
         ),
-    ] = 4096,
-    output: Annotated[
-        int,
-        typer.Option("--output", min=1, help="Tokens of each answer.", rich_help_panel=CAPACITY),
-    ] = 1,
-    chunk: Chunk = None,
+    ] = None,
+    context_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--context-tokens",
+            min=1,
+            help="Of batch: prompt and answer of each. Default 4096.",
+            rich_help_panel=CAPACITY,
+        ),
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            "--chunk",
+            min=1,
+            help="Of both: prompt tokens of a step at most; prompts are taken whole if left out.",
+            rich_help_panel=CAPACITY,
+        ),
+    ] = None,
     vram: Vram = None,
     expert_budget: ExpertBudget = None,
     slots: Slots = None,
     mapping: Mapping = None,
-    requests: Requests = None,
+    requests: FirstRequests = None,
     runtime: Runtime = None,
     system: SystemName = None,
     cache: Cache = None,
@@ -101,14 +121,32 @@ def plan(
 
     moesim plan TRACE --tpot 60 --hardware rtx4060-laptop=900 --hardware rtx4090=2600
 
-    moesim plan TRACE --max-prompt --slots 50% --hardware rtx4090
+    moesim plan TRACE --fit prompt --slots 50% --hardware rtx4090
     """
-    from moesim.simulator.errors import InputError
     from moesim.simulator.planning import search
     from moesim.simulator.progress import progress
     from moesim.simulator.sweep_file import RunOptions
     from moesim.simulator.tables import console
 
+    _check_uses(
+        fit or (),
+        {
+            "--tpot": (tpot, (_OBJECTIVE,)),
+            "--p99-tpot": (p99_tpot, (_OBJECTIVE,)),
+            "--ttft": (ttft, (_OBJECTIVE,)),
+            "--requests": (requests, (_OBJECTIVE,)),
+            "--cache": (cache, (_OBJECTIVE,)),
+            "--prefetch": (prefetch, (_OBJECTIVE,)),
+            "--schedule": (schedule, (_OBJECTIVE,)),
+            "--max-batch": (max_batch, (_PROMPT,)),
+            "--answer-tokens": (answer_tokens, (_PROMPT,)),
+            "--context-tokens": (context_tokens, (_BATCH,)),
+            "--chunk": (chunk, (_PROMPT, _BATCH)),
+            "--vram": (vram, (_PROMPT, _BATCH)),
+            "--expert-budget": (expert_budget, (_PROMPT, _BATCH)),
+            "--slots": (slots, (_PROMPT, _BATCH)),
+        },
+    )
     candidates = [_candidate(text) for text in hardware]
     options = RunOptions(
         trace=str(trace),
@@ -124,7 +162,7 @@ def plan(
         format=weights_format,
         cost_of=cost_of,
     )
-    if max_prompt or max_batch:
+    if fit:
         memory = {"vram": vram, "expert_budget": expert_budget, "slots": slots}
         options = options.model_copy(update=memory)
         lines = [
@@ -132,16 +170,14 @@ def plan(
             for candidate in candidates
             for line in _capacity(
                 options.model_copy(update={"hardware": candidate.hardware}),
-                prompt=(batch, output) if max_prompt else None,
-                context=context if max_batch else None,
+                prompt=(max_batch or 1, answer_tokens or 1) if "prompt" in fit else None,
+                context=(context_tokens or 4096) if "batch" in fit else None,
                 chunk=chunk,
             )
         ]
         for line in lines:
             console().print(line)
         return
-    if vram or expert_budget or slots:
-        raise InputError("how much memory is what is searched for; it goes with --max-prompt alone")
     given = {"mean_tpot_ms": tpot, "p99_tpot_ms": p99_tpot, "mean_ttft_ms": ttft}
     limits = {name: limit for name, limit in given.items() if limit is not None}
     with progress("searching", None, "runs") as on_run:
@@ -157,6 +193,28 @@ def plan(
     runs = sum(verdict.runs for verdict in verdicts)
     found = verdicts[-1]
     out.print(f"cheapest: {found.candidate.hardware} with --slots {found.slots} ({runs} runs)")
+
+
+def _check_uses(fit: Sequence[str], options: Table[str, tuple[object, Sequence[str]]]) -> None:
+    """Refuse options that have no part in what is asked.
+
+    Args:
+        fit: The questions of what fits; without any an objective is looked for.
+        options: Their values by name, and what each has a part in.
+
+    Raises:
+        UnknownNameError: No such question.
+        InputError: An option is given in vain.
+    """
+    from moesim.simulator.errors import InputError, UnknownNameError
+
+    for question in fit:
+        if question not in _QUESTIONS:
+            raise UnknownNameError("question of --fit", question, _QUESTIONS)
+    asked = {f"--fit {question}" for question in fit} or {_OBJECTIVE}
+    for option, (value, uses) in options.items():
+        if value is not None and asked.isdisjoint(uses):
+            raise InputError(f"{option} goes with {' or '.join(uses)}")
 
 
 def _capacity(

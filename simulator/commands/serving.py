@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from moesim.simulator import registry
-from moesim.simulator.errors import InputError
+from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.simulator.policies.batching import Batching
 from moesim.simulator.serving.spec import Serving, parse_slo
 
@@ -22,6 +22,7 @@ def choose_serving(
     chunk: int | None = None,
     slo: Sequence[str] = (),
     max_waiting: int | None = None,
+    kv: str | None = None,
     kv_reserve: str | None = None,
 ) -> tuple[str, Serving | None]:
     """Return the schedule, batching around it, and how the run is served.
@@ -35,6 +36,7 @@ def choose_serving(
         chunk: Its option.
         slo: What is promised to requests.
         max_waiting: Requests that may wait at a time.
+        kv: VRAM for KV caches; whoever divides VRAM reads it.
         kv_reserve: What of its KV cache a request reserves.
 
     Raises:
@@ -46,6 +48,7 @@ def choose_serving(
         "--chunk": chunk,
         "--slo": slo or None,
         "--max-waiting": max_waiting,
+        "--kv": kv,
         "--kv-reserve": kv_reserve,
     }
     if arrivals is None:
@@ -53,8 +56,7 @@ def choose_serving(
             if value is not None:
                 raise InputError(f"{option} is for requests that arrive; add --arrivals")
         return schedule, None
-    is_batching = issubclass(registry.parse("schedule", schedule).cls, Batching)
-    if is_batching:
+    if issubclass(registry.parse("schedule", schedule).cls, Batching):
         for option in ("--batching", "--max-batch", "--chunk"):
             if given[option] is not None:
                 raise InputError(f"{option}: --schedule {schedule} forms batches itself")
@@ -74,12 +76,20 @@ def _around(schedule: str, batching: str, max_batch: int | None, chunk: int | No
     """Return the spec of a request scheduler around a schedule."""
     if "/" in batching:
         raise InputError(f"--batching {batching}: what is inside is --schedule's to say")
+    name = registry.name_of(batching)
+    known = [one for one in registry.names("schedule") if _forms_batches(one)]
+    if name not in known and not (":" in name and _forms_batches(name)):
+        raise UnknownNameError("batching", name, known)
     extra = [
-        f"{name}={value}"
-        for name, value in (("max_batch", max_batch), ("chunk", chunk))
+        f"{option}={value}"
+        for option, value in (("max_batch", max_batch), ("chunk", chunk))
         if value is not None
     ]
     joined = ",".join(extra)
     if joined:
         joined = f",{joined}" if ":" in batching else f":{joined}"
     return f"{batching}{joined}/{schedule}"
+
+
+def _forms_batches(name: str) -> bool:
+    return issubclass(registry.find("schedule", name), Batching)

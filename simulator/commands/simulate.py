@@ -7,6 +7,7 @@ import typer
 
 from moesim.simulator.commands.options import (
     Arrivals,
+    AskTimes,
     Batching,
     Cache,
     Chunk,
@@ -64,6 +65,7 @@ def simulate(
     profile_trace: ProfileTrace = None,
     engine: Engine = "clock",
     seed: Seed = 0,
+    ask: AskTimes = None,
     requests: Requests = None,
     arrivals: Arrivals = None,
     batching: Batching = None,
@@ -88,50 +90,45 @@ def simulate(
 
     moesim simulate TRACE --hardware h100-sxm --slots 50% --arrivals poisson:rate=2,requests=200
     """
-    from moesim.simulator.commands.policies import choose_policies
-    from moesim.simulator.commands.serving import choose_serving
-    from moesim.simulator.errors import UnknownNameError
-    from moesim.simulator.memory import MemorySpec
-    from moesim.simulator.runs import ENGINE_NAMES, RunSpec, prepare
-    from moesim.traces import load, parse_mapping
+    from moesim.simulator.errors import InputError
+    from moesim.simulator.progress import progress
+    from moesim.simulator.runs import prepare
+    from moesim.simulator.sweep_file import RunOptions
 
-    if engine not in ENGINE_NAMES:
-        raise UnknownNameError("engine", engine, ENGINE_NAMES)
-    chosen = choose_policies(system, runtime, cache, prefetch, schedule, policy_module or [])
-    recorded = load(trace, mapping=parse_mapping(mapping) if mapping else None)
-    chosen.policies["schedule"], serving = choose_serving(
-        chosen.policies["schedule"],
-        arrivals=arrivals,
+    _check_outputs(json_out, csv_out, timeline, plot)
+    spec = RunOptions(
+        trace=str(trace),
+        hardware=hardware,
+        map=mapping,
         requests=requests,
+        runtime=runtime,
+        system=system,
+        cache=cache,
+        prefetch=prefetch,
+        schedule=schedule,
+        policy_module=tuple(policy_module or ()),
+        vram=vram,
+        expert_budget=expert_budget,
+        slots=slots,
+        arrivals=arrivals,
         batching=batching,
         max_batch=max_batch,
         chunk=chunk,
-        slo=slo or (),
+        slo=tuple(slo or ()),
         max_waiting=max_waiting,
+        kv=kv,
         kv_reserve=kv_reserve,
-    )
-    if requests is not None and serving is None:
-        recorded = recorded.head(requests=requests)
-    spec = RunSpec(
-        trace=recorded,
-        trace_name=trace.name,
-        hardware=hardware,
-        policies=chosen.policies,
-        runtime=chosen.runtime,
-        system=chosen.system,
-        memory=MemorySpec(vram, expert_budget, slots, kv),
         model=model,
-        weights_format=weights_format,
+        format=weights_format,
         cost_of=cost_of,
-        profile_trace=load(profile_trace) if profile_trace else None,
+        profile_trace=str(profile_trace) if profile_trace else None,
         engine=engine,
         seed=seed,
-        serving=serving,
-    )
-    _check_outputs(json_out, csv_out, timeline, plot)
+        ask=tuple(ask or ()),
+    ).run_spec()
     prepared = prepare(spec)
-    from moesim.simulator.progress import progress
-
+    if ask and not any(policy.may_ask for policy in prepared.policies.values()):
+        raise InputError(f"--ask {ask[0]}: no policy of this run asks for anything; leave it out")
     with progress("replaying", prepared.tokens, "tokens") as on_step:
         result = prepared.replay(on_step=on_step, keep_spans=timeline is not None)
     _write(result, spec, json_out, csv_out, timeline, plot, dark=dark)

@@ -18,8 +18,9 @@ def sweep(
             help="YAML: base (what all share), grid (every combination), runs (a list)."
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="CSV of the results; what it holds is not rerun.")
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="CSV of the results; what it holds is not rerun."),
     ],
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Processes; by default one per CPU.")
@@ -35,7 +36,7 @@ def sweep(
     """Run every combination that a file asks for; a row for each, appended when it is done.
 
     Stopped or killed, the same command goes on where it was: no row is lost and none is there
-    twice. A run that fails leaves a line in OUT.errors.csv, the others go on, the exit code is 1.
+    twice. A run that fails leaves a line in OUTPUT.errors.csv, the others go on; exit code 1.
 
     moesim sweep FILE.yaml -o results.csv
     """
@@ -47,10 +48,10 @@ def sweep(
 
     if jobs is not None and dask is not None:
         raise InputError(f"give --jobs {jobs} or --dask {dask}, not both")
-    check_targets(out)
+    check_targets(output)
     runs = read_sweep(file)
     if dry_run:
-        _list(runs, out)
+        _list(runs, output)
         return
     with ExitStack() as stack:
         executor = stack.enter_context(dask_cluster(dask) if dask else local_processes(jobs))
@@ -58,14 +59,13 @@ def sweep(
         def begin(total: int) -> Callable[[int], None]:
             return stack.enter_context(progress("sweeping", total, "runs"))
 
-        report = run_sweep(runs, out, executor, on_begin=begin)
-    typer.echo(
-        f"{out}: {report.done} runs done, {report.there} were there, {len(report.failed)} failed",
-        err=True,
-    )
+        report = run_sweep(runs, output, executor, on_begin=begin)
+    there, failed = report.there, len(report.failed)
+    typer.echo(f"{output}: {report.done} runs done, {there} were there, {failed} failed", err=True)
     if report.failed:
         typer.echo(
-            f"moesim: {report.failed[0]} (all of them: {out.with_suffix('.errors.csv')})", err=True
+            f"moesim: {report.failed[0]} (all of them: {output.with_suffix('.errors.csv')})",
+            err=True,
         )
         raise typer.Exit(1)
 

@@ -55,6 +55,41 @@ def convert(
 
 
 @trace.command()
+def annotate(
+    given: Given,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The trace to write: .safetensors or .npz.")
+    ],
+    sensitivity: Annotated[
+        Path,
+        typer.Option(
+            "--sensitivity",
+            help="Profile of python -m moesim.backends.sensitivity; its flags become the signal "
+            "sensitivity_RL, by task, which --cache periodic:sensitivity=sensitivity_RL reads.",
+        ),
+    ],
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="A layer matters where the profile's agreement is below this; default as profiled."
+        ),
+    ] = None,
+    mapping: Mapping = None,
+) -> None:
+    """Add a signal that was computed elsewhere to a trace."""
+    from moesim.simulator.commands.outputs import check_targets
+    from moesim.traces import write
+    from moesim.traces.sensitivity import read_flags, with_sensitivity
+
+    check_targets(output)
+    flags = read_flags(sensitivity, threshold)
+    found = with_sensitivity(_load(given, mapping), flags, given.name)
+    found.validate(output.name)
+    write(found, output)
+    typer.echo(f"{output}: {found.requests} requests with sensitivity_RL", err=True)
+
+
+@trace.command()
 def chunk(
     given: Given,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; new.")],

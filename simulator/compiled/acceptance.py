@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from moesim.simulator.compiled.layout import BELADY, FIFO, LFRU, LFU, LRU, PASSING
+from moesim.simulator.compiled.layout import BELADY, FIFO, LCP, LFRU, LFU, LRU, PASSING
 from moesim.simulator.errors import CapabilityError, UnavailableError
 from moesim.simulator.policies.base import Policy
 from moesim.simulator.policies.cache.belady import Belady
 from moesim.simulator.policies.cache.fifo import FirstInFirstOut
+from moesim.simulator.policies.cache.lcp import LeastCachePriority
 from moesim.simulator.policies.cache.lfru import LeastFrequentRecentlyUsed
 from moesim.simulator.policies.cache.lfu import LeastFrequentlyUsed
 from moesim.simulator.policies.cache.lru import LeastRecentlyUsed
@@ -27,6 +28,7 @@ CACHES: Mapping[type[Policy], int] = {
     LeastFrequentlyUsed: LFU,
     LeastFrequentRecentlyUsed: LFRU,
     Belady: BELADY,
+    LeastCachePriority: LCP,
     Static: PASSING,
     Transient: PASSING,
 }

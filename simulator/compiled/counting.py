@@ -4,7 +4,6 @@ As ``engine_counts.py``: what is demanded is there at once, nothing is copied ah
 residency is left. For hit-rate questions and beside cache simulators, which have no clock either.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from moesim.simulator.assembly import assemble
@@ -111,38 +110,30 @@ def count(run: Prepared) -> Counted:
     )
 
 
-def _make_count_all(digest: int) -> Callable[[Run], None]:
-    def count_all(run: Run) -> None:
-        """Serve all steps; every copy has ended before the next layer."""
-        if digest < 0:  # never: so that what is kept depends on it
-            return
-        layers = run.state[LAYERS]
-        for step in range(len(run.steps)):
-            run.state[LAYER_NOW] = -1
-            is_decode = run.steps[step, IS_PREFILL] == 0
-            for layer in range(layers):
-                end_event(run)
-                run.state[EVENT] += 1
-                run.state[LAYER_NOW] = layer
-                event = run.state[EVENT]
-                counted = judge(event, is_decode, run)
-                touch(event, layer, run)
-                if counted[2] == 0:
-                    continue
-                waiting = copy_misses(counted[2], run)
-                if waiting:
-                    carry_out(event, layer, counted, waiting, run)
-                    if run.state[FAULT]:
-                        return
-                for at in range(run.state[COMMANDS]):
-                    if run.commands[at, OP] == COPY:
-                        run.experts[run.commands[at, FIRST], LOADING] = 0
-                run.state[COMMANDS] = run.state[RUNS] = run.state[QUEUED_BYTES] = 0
-                run.state[COPIES_REPORTED] = run.state[NUMBERED]
+@entry(allocates=False)
+def count_all(run: Run) -> None:
+    """Serve all steps of a run that has not begun; copies have ended before the next layer."""
+    layers = run.state[LAYERS]
+    for step in range(len(run.steps)):
+        run.state[LAYER_NOW] = -1
+        is_decode = run.steps[step, IS_PREFILL] == 0
+        for layer in range(layers):
             end_event(run)
-
-    return count_all
-
-
-count_all = entry(_make_count_all, allocates=False)
-"""Serve all steps of a run that has not begun, without a clock."""
+            run.state[EVENT] += 1
+            run.state[LAYER_NOW] = layer
+            event = run.state[EVENT]
+            counted = judge(event, is_decode, run)
+            touch(event, layer, run)
+            if counted[2] == 0:
+                continue
+            waiting = copy_misses(counted[2], run)
+            if waiting:
+                carry_out(event, layer, counted, waiting, run)
+                if run.state[FAULT]:
+                    return
+            for at in range(run.state[COMMANDS]):
+                if run.commands[at, OP] == COPY:
+                    run.experts[run.commands[at, FIRST], LOADING] = 0
+            run.state[COMMANDS] = run.state[RUNS] = run.state[QUEUED_BYTES] = 0
+            run.state[COPIES_REPORTED] = run.state[NUMBERED]
+        end_event(run)

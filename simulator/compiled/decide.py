@@ -7,7 +7,7 @@ theirs, since times and victims depend on it.
 import numpy as np
 
 from moesim.simulator.compiled.caches import admit, forget, victim
-from moesim.simulator.compiled.jit import jit
+from moesim.simulator.compiled.jit import jit, rare
 from moesim.simulator.compiled.layout import (
     ABSENT,
     BYTES_DEMAND,
@@ -205,11 +205,20 @@ def carry_out(
     """Hand over the runs that have their room, then wave after wave, then what follows."""
     hits, late, misses = counted
     _run_all(event, layer, hits, late, misses, run)
+    if waiting:
+        _carry_out_in_waves(event, layer, counted, waiting, run)
+    command(LAYER, layer + 1, ZERO, ZERO, run)
+
+
+@rare
+def _carry_out_in_waves(
+    event: Number, layer: Number, counted: tuple[Number, Number, Number], waiting: Number, run: Run
+) -> None:
+    """Let experts that wait take the room of members whose run was handed over, wave after wave."""
     while waiting and not run.state[FAULT]:
         run.state[WAVES] += 1
         waiting = _next_wave(waiting, run)
-        _run_all(event, layer, ZERO, late, misses, run)
-    command(LAYER, layer + 1, ZERO, ZERO, run)
+        _run_all(event, layer, ZERO, counted[1], counted[2], run)
 
 
 @jit

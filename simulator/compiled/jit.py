@@ -1,17 +1,19 @@
 """How the loops are compiled: once for each machine, and kept beside the sources.
 
-Only a loop's outermost function is kept; what it calls is compiled into it. numba notices when
-that function's own file has changed and not when another has. So the outermost functions are made
-by functions of a *digest* of all sources, which numba counts as part of what it keeps.
+Only a loop's outermost function is kept; what it calls is compiled into it. numba notices when that
+function's own file has changed and not when another has, and it announces a file before it writes
+it, so that a second process may read the code of an older version meanwhile. So the names of what
+is kept carry a *digest* of all code and constants that went into it, as they are in this process:
+whoever finds a file of that name finds this code, whoever wrote it and when.
 """
 
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast
 from zlib import crc32
 
 import numba
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -21,33 +23,56 @@ _INNER: dict[str, Any] = {
     # No wrappers: nobody calls it from Python.
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
-    # A call would pass all tables, number by number: half of the time.
-    "forceinline": True,
     # Nothing is allocated, so no table needs its references counted: that took 6/7 of the time.
     "_nrt": False,
 }
 
 
 def jit(function: Function) -> Function:
-    """Return a function to be compiled into those that call it; it may not allocate."""
+    """Return a function to be compiled into those that call it; it may not allocate.
+
+    A call would pass all tables, number by number: half of the time.
+    """
+    return cast("Function", numba.njit(**_INNER, forceinline=True)(function))
+
+
+def rare(function: Function) -> Function:
+    """Return a function to be called, not compiled into its callers: what seldom happens."""
     return cast("Function", numba.njit(**_INNER)(function))
 
 
-def entry(make: Callable[[int], Function], *, allocates: bool = True) -> Function:
-    """Return an outermost function, compiled at its first call or read from where it is kept.
+def entry(*, allocates: bool = True) -> Callable[[Function], Function]:
+    """Return what makes an outermost function, compiled at its first call or read from a file.
 
     Where nothing can be kept, in an installation that may not be written and no home folder beside
     it, it is compiled anew in every process.
     """
-    function = make(_digest())
     options = {**_OPTIONS, "_nrt": allocates}
-    try:
-        return cast("Function", numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # numba: "no locator available"
-        return cast("Function", numba.njit(**options)(function))
+
+    def compiled(function: Function) -> Function:
+        parts = "\n".join(_parts(cast("FunctionType", function), set()))
+        function.__qualname__ = f"{function.__name__}.{crc32(parts.encode()):08x}"
+        try:
+            return cast("Function", numba.njit(cache=True, **options)(function))
+        except RuntimeError:  # numba: "no locator available"
+            return cast("Function", numba.njit(**options)(function))
+
+    return compiled
 
 
-@cache
-def _digest() -> int:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return crc32(b"\0".join(path.read_bytes() for path in sources))
+def _parts(function: FunctionType, seen: set[FunctionType]) -> Iterator[str]:
+    """Yield the code of a function, its constants, and the same of all that it calls."""
+    if function in seen:
+        return
+    seen.add(function)
+    code = function.__code__
+    constants = [c.co_code if isinstance(c, CodeType) else c for c in code.co_consts]
+    yield repr((code.co_code, constants, code.co_varnames, code.co_names))
+    for name in code.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, int | float | np.number):
+            yield f"{name} = {value!r}"
+        elif isinstance(value, np.ndarray):
+            yield f"{name} = {value.tolist()}"
+        elif isinstance(called := getattr(value, "py_func", None), FunctionType):
+            yield from _parts(called, seen)

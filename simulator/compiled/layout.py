@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Shorts = NDArray[np.int32]
+Floats = NDArray[np.float64]
 Number = Any
 """An int64, taken from a table or computed; numba gives it its type."""
 
-LRU, FIFO, LFU, LFRU, BELADY, PASSING = range(6)
+LRU, FIFO, LFU, LFRU, BELADY, LCP, PASSING = range(7)
 """Cache policies. PASSING keeps what lay there before the run and stages everything else."""
 
 ABSENT, CACHED, STAGED = range(3)
@@ -66,6 +67,7 @@ class Run(NamedTuple):
     pools: Ints  # those of the cache, then the staging room
     shelves_PK: Ints
     marks: Ints
+    scores: Floats  # LCP's; see `caches.touch`
     lists: Ints
     commands: Ints
     copies: Ints
@@ -87,8 +89,9 @@ COST_ROW, GIVES, IS_PREFILL, BEGAN, ENDED, STEP_COLUMNS = range(6)
     COPY_AFTER_PAUSE_NS,
     WISH_FIRST,  # of the ring of wishes for this layer
     WISH_LAST,
+    CHOICES,  # LCP: of tokens so far
     LAYER_COLUMNS,
-) = range(8)
+) = range(9)
 """Columns of ``layers``."""
 
 (
@@ -105,7 +108,7 @@ COST_ROW, GIVES, IS_PREFILL, BEGAN, ENDED, STEP_COLUMNS = range(6)
     OLDER,
     KEY,
     USES,
-    LAST_USE,  # LFRU: clock of the last use
+    LAST_USE,  # LFRU, LCP: clock of the last use
     UPCOMING,  # BELADY: the next event that demands it
     SERVES,  # tokens of the present event
     EXPERT_COLUMNS,
@@ -115,8 +118,11 @@ COST_ROW, GIVES, IS_PREFILL, BEGAN, ENDED, STEP_COLUMNS = range(6)
 FREE_BYTES, LEAST_FREE_BYTES, OLDEST_USE, POOL_COLUMNS = range(4)
 """Columns of ``pools``; OLDEST_USE is LFRU's, at or before every last use."""
 
-OLDEST, YOUNGEST = range(2)
-"""Columns of ``shelves_PK``."""
+OLDEST, YOUNGEST, OLDEST_AT, SHELF_COLUMNS = range(4)
+"""Columns of ``shelves_PK``; OLDEST_AT is LFRU's, the last use of the oldest."""
+
+NOBODY_AT = np.int64(1 << 40)
+"""OLDEST_AT of an empty shelf: later than any use."""
 
 LEASES, STAGED_ONES, WISHED, HERE, ON_ITS_WAY, MISSING, WAITING, LISTS = range(8)
 """Rows of ``lists``: experts leased, staged, wished for (a ring of E for each layer); then scratch
@@ -158,6 +164,7 @@ LEVELS_AT_MOST = 8
     LAUNCH_PER_EXPERT_NS,
     LAUNCH_PROMPT_LAYER_NS,
     LAUNCH_PROMPT_EXPERT_NS,
+    LAUNCH_PROMPT_RUN_NS,
     ISSUE_NS,
     READING_NS,
     DECISION_NS,
@@ -217,7 +224,7 @@ LEVELS_AT_MOST = 8
     BYTES_LATE,
     BYTES_WASTED,
     GPU_BUSY,  # of each kind of kernel, from here on
-) = range(78)
+) = range(79)
 """Places in ``state``."""
 
 LEVEL = GPU_BUSY + 4

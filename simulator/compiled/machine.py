@@ -50,6 +50,7 @@ from moesim.simulator.compiled.layout import (
     LAUNCH_PER_EXPERT_NS,
     LAUNCH_PROMPT_EXPERT_NS,
     LAUNCH_PROMPT_LAYER_NS,
+    LAUNCH_PROMPT_RUN_NS,
     LAUNCH_RUN_NS,
     LAUNCHED,
     LAYER,
@@ -105,12 +106,10 @@ def obey(
     for at in range(commands):
         command = run.commands[at, OP]
         if command == RUN:
-            each_ns = (
-                run.state[LAUNCH_PROMPT_EXPERT_NS]
-                if run.steps[step, IS_PREFILL]
-                else run.state[LAUNCH_PER_EXPERT_NS]
-            )
-            run.state[FREE] += run.state[LAUNCH_RUN_NS] + run.commands[at, THIRD] * each_ns
+            of_run, each = LAUNCH_RUN_NS, LAUNCH_PER_EXPERT_NS
+            if run.steps[step, IS_PREFILL]:
+                of_run, each = LAUNCH_PROMPT_RUN_NS, LAUNCH_PROMPT_EXPERT_NS
+            run.state[FREE] += run.state[of_run] + run.commands[at, THIRD] * run.state[each]
             _submit_kernel(EXPERTS, run.commands[at, FIRST], run.commands[at, SECOND], run)
         elif command == COPY:
             run.state[FREE] += run.state[ISSUE_NS]
@@ -179,13 +178,13 @@ def settle(
         if after:
             begins = max(begins, run.copies[after & ring, ENDS] + run.state[RUN_AFTER_COPY_NS])
         ns = run.kernels[at, NS]
-        if slow_down_ppm or more_ns:
+        if max(slow_down_ppm, more_ns):
             slowed = _is_slowed(begins, ring, run)
             if slowed:
                 alone_ns = ns
-                ns = _slowed(ns, slow_down_ppm)
-                if run.kernels[at, KIND] == EXPERTS:
-                    ns += more_ns
+                ns = _slowed(
+                    ns, slow_down_ppm, more_ns if run.kernels[at, KIND] == EXPERTS else ZERO
+                )
                 run.state[SLOW_DOWN] += ns - alone_ns
             elif begins > nothing_before and begins >= run.state[LINK_FREE]:
                 run.state[LOOKS_AT] = begins
@@ -209,12 +208,12 @@ def _is_slowed(begins: Number, ring: Number, run: Run) -> bool:
 
 
 @jit
-def _slowed(ns: Number, ppm: Number) -> Number:
+def _slowed(ns: Number, ppm: Number, more_ns: Number) -> Number:
     extra, rest = ns * ppm // _WHOLE_PPM, ns * ppm % _WHOLE_PPM
     above_half = 2 * rest - _WHOLE_PPM
     if above_half > 0 or (above_half == 0 and extra % 2 == 1):
-        return ns + extra + 1
-    return ns + extra
+        return ns + extra + 1 + more_ns
+    return ns + extra + more_ns
 
 
 @jit

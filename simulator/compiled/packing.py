@@ -1,18 +1,21 @@
 """Puts a run into the tables that the loops work on."""
 
 from collections.abc import Mapping
+from math import inf, log
 
 import numpy as np
 
 from moesim.simulator.compiled import layout
 from moesim.simulator.compiled.acceptance import CACHES
-from moesim.simulator.compiled.layout import Ints, Run
+from moesim.simulator.compiled.layout import Floats, Ints, Run
 from moesim.simulator.compiled.shelves import WORD
-from moesim.simulator.compiled.trace_arrays import futures_of, steps_of, uses_of
+from moesim.simulator.compiled.trace_arrays import futures_of, uses_of
 from moesim.simulator.compiled.wishes import Wishes
 from moesim.simulator.costs import CostModel
 from moesim.simulator.models.cost_shape import CostLayer
+from moesim.simulator.policies.priorities import OMEGA, RHO
 from moesim.simulator.policies.schedule.on_demand import OnDemand
+from moesim.simulator.recorded_steps import steps_of
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.residency import Residency
 from moesim.traces import RoutingTrace
@@ -76,6 +79,7 @@ def pack(
         pools=np.zeros((len(residency.caches) + 1, layout.POOL_COLUMNS), np.int64),
         shelves_PK=shelves_PK,
         marks=marks,
+        scores=_scores(trace, policies["cache"], policy),
         lists=np.zeros((layout.LISTS, max(everyone, 2 * trace.experts)), np.int64),
         commands=np.zeros((jobs, layout.COMMAND_COLUMNS), np.int64),
         copies=np.zeros((jobs, layout.COPY_COLUMNS), np.int64),
@@ -104,6 +108,7 @@ def _state(trace: RoutingTrace, costs: CostModel, system: str) -> Ints:
     state[layout.LAUNCH_RUN_NS] = costs.launch_run_ns(0)
     state[layout.LAUNCH_PER_EXPERT_NS] = costs.launch_run_ns(1) - costs.launch_run_ns(0)
     state[layout.LAUNCH_PROMPT_LAYER_NS] = costs.launch_prompt_layer_ns
+    state[layout.LAUNCH_PROMPT_RUN_NS] = costs.launch_run_ns(0, is_prompt=True)
     state[layout.LAUNCH_PROMPT_EXPERT_NS] = costs.launch_run_ns(
         1, is_prompt=True
     ) - costs.launch_run_ns(0, is_prompt=True)
@@ -136,8 +141,9 @@ def _steps(trace: RoutingTrace, costs: CostModel) -> tuple[Ints, Ints]:
     found = steps_of(trace)
     met_S2 = np.stack([np.diff(found.begins_S1), found.context_S], axis=1)
     different_G2, row_S = np.unique(met_S2, axis=0, return_inverse=True)
+    classes = _classes(costs).values()
     attention_GC = [
-        [costs.attention_ns(layer, tokens, context) for layer in _classes(costs).values()]
+        [costs.attention_ns(layer, tokens, context) for layer in classes]
         for tokens, context in different_G2.tolist()
     ]
     steps = np.zeros((len(met_S2), layout.STEP_COLUMNS), np.int64)
@@ -190,7 +196,20 @@ def _shelves(policy: int, state: Ints) -> tuple[Ints, Ints]:
     pools = int(state[layout.STAGING])
     state[layout.LEVELS] = (level - layout.LEVEL) // 2
     state[layout.KEYS], state[layout.MARKS_OF_POOL] = keys, marks
-    return np.full((pools * keys, 2), -1, np.int64), np.zeros(pools * marks, np.int64)
+    shelves_PK = np.full((pools * keys, layout.SHELF_COLUMNS), -1, np.int64)
+    shelves_PK[:, layout.OLDEST_AT] = layout.NOBODY_AT
+    return shelves_PK, np.zeros(pools * marks, np.int64)
+
+
+def _scores(trace: RoutingTrace, cache: PolicySpec, policy: int) -> Floats:
+    """Return LCP's scores: of each expert, of those in the cache, of youth, and of uses."""
+    if policy != layout.LCP:
+        return np.empty(0)
+    everyone = trace.layers * trace.experts
+    rho, omega = cache.options.get("rho", RHO), cache.options.get("omega", OMEGA)
+    youth = -log(rho) / omega / trace.top_k
+    of_uses = [-inf, *map(log, range(1, trace.tokens + 1))]
+    return np.array([*[-inf] * everyone, *[inf] * everyone, youth, *of_uses])
 
 
 def _furnish(run: Run, residency: Residency, initial: tuple[int, ...]) -> None:

@@ -8,12 +8,12 @@ from moesim.simulator.compiled import layout
 from moesim.simulator.compiled.layout import Run
 from moesim.simulator.compiled.packing import pack
 from moesim.simulator.compiled.serve import serve
-from moesim.simulator.compiled.trace_arrays import steps_of
 from moesim.simulator.compiled.wishes import Asked, no_wishes, wishes_of
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import BooksError, PolicyError
 from moesim.simulator.ledger import Counts, RequestTimes, ServerCounts, Timings
 from moesim.simulator.policies.prefetch.none import NoPrefetch
+from moesim.simulator.recorded_steps import steps_of
 from moesim.simulator.runs import Prepared
 from moesim.traces import RoutingTrace
 

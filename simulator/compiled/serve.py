@@ -1,7 +1,5 @@
 """The loop: one step after another, one layer after another, as the host program of ``host.py``."""
 
-from collections.abc import Callable
-
 from moesim.simulator.compiled.caches import touch
 from moesim.simulator.compiled.decide import (
     cancel,
@@ -49,6 +47,9 @@ from moesim.simulator.compiled.layout import (
     Run,
 )
 from moesim.simulator.compiled.machine import catch_up, launch, next_look, obey, settle
+
+_ASK, _BEGIN = -2, -1
+"""Turns that are not of a layer."""
 
 
 @jit
@@ -102,70 +103,68 @@ def _await_kernel(step: Number, run: Run) -> None:
 
 
 @jit
-def _layer(step: Number, layer: Number, is_decode: bool, run: Run) -> None:
-    """Serve one layer of one step."""
-    _await_kernel(step, run)
-    _poll(run)
+def _route(step: Number, layer: Number, run: Run) -> Number:
+    """Tell the controller that a layer was routed; return how many experts it demands."""
     end_event(run)
     run.state[EVENT] += 1
     run.state[LAYER_NOW] = layer
     event = run.state[EVENT]
-    counted = judge(event, is_decode, run)
+    counted = judge(event, run.steps[step, IS_PREFILL] == 0, run)
     if run.state[WISHES]:
         cancel(layer, run)
     touch(event, layer, run)
     waiting = copy_misses(counted[2], run)
     carry_out(event, layer, counted, waiting, run)
-    if run.state[PREFETCHES]:
-        call = step * (run.state[LAYERS] + 1) + 1 + layer
-        wish(call, run)
-    _answer(run.begins_N1[event + 1] - run.begins_N1[event], step, run)
+    return run.begins_N1[event + 1] - run.begins_N1[event]
 
 
 @jit
-def _step(step: Number, run: Run) -> None:
-    layers = run.state[LAYERS]
+def _begin(step: Number, run: Run) -> None:
     run.steps[step, BEGAN] = run.state[NOW]
     run.state[LAYER_NOW] = -1
     run.state[STEPS] += 1
-    if run.state[PREFETCHES]:
-        wish(step * (layers + 1), run)
-    _answer(ZERO, step, run)
-    run.state[FREE] = run.state[NOW]
-    launch(ZERO, step, run)
-    catch_up(run)
-    is_decode = run.steps[step, IS_PREFILL] == 0
-    for layer in range(layers):
-        _layer(step, layer, is_decode, run)
-        if run.state[FAULT]:
-            return
-    _await_kernel(step, run)
-    _poll(run)
+
+
+@jit
+def _end(step: Number, run: Run) -> None:
     run.steps[step, ENDED] = run.state[NOW]
     end_event(run)
     run.state[OUTPUT_TOKENS] += run.steps[step, GIVES]
     command(FORM, ZERO, ZERO, ZERO, run)
-    _answer(ZERO, step, run)
 
 
-def _make_serve(digest: int) -> Callable[[int, int, Run], None]:
-    def serve(first: int, last: int, run: Run) -> None:
-        """Serve steps [first, last) of a run that has served those before."""
-        if digest < 0:  # never: so that what is kept depends on it
-            return
-        if first == 0:
-            command(FORM, ZERO, ZERO, ZERO, run)
-            _answer(ZERO, ZERO, run)
-        for step in range(first, last):
-            _step(step, run)
+@entry(allocates=False)
+def serve(first: int, last: int, run: Run) -> None:
+    """Serve steps [first, last) of a run that has served those before, one part after another.
+
+    The calls of the controller are turns of one loop, so that what they share is compiled once:
+    one for each layer of a step, before them its beginning, after them its end, and before all
+    of the run one that asks for the first step.
+    """
+    layers = run.state[LAYERS]
+    for step in range(first, last):
+        for turn in range(_ASK if step == 0 else _BEGIN, layers + 1):
+            experts = ZERO
+            if turn == _ASK:
+                command(FORM, ZERO, ZERO, ZERO, run)
+            elif turn == _BEGIN:
+                _begin(step, run)
+            else:
+                _await_kernel(step, run)
+                _poll(run)
+                if turn < layers:
+                    experts = _route(step, turn, run)
+                else:
+                    _end(step, run)
+            if run.state[PREFETCHES] and _BEGIN <= turn < layers:
+                wish(step * (layers + 1) + 1 + turn, run)
+            _answer(experts, step, run)
+            if turn == _BEGIN:
+                run.state[FREE] = run.state[NOW]
+                launch(ZERO, step, run)
+                catch_up(run)
             if run.state[FAULT]:
                 return
-        if last == len(run.steps):
-            settle(FOREVER, ZERO, ZERO, run)
-            run.state[NOW] = max(run.state[NOW], run.state[GPU_FREE], run.state[LINK_FREE])
-
-    return serve
-
-
-serve = entry(_make_serve, allocates=False)
-"""Serve steps [first, last) of a run; it may be called for one part after another."""
+    if last == len(run.steps):
+        settle(FOREVER, ZERO, ZERO, run)
+        run.state[NOW] = max(run.state[NOW], run.state[GPU_FREE], run.state[LINK_FREE])

@@ -13,11 +13,14 @@ from moesim.simulator.compiled.jit import jit
 from moesim.simulator.compiled.layout import (
     KEY,
     KEYS,
+    LAST_USE,
     LEVEL,
     LEVELS,
     MARKS_OF_POOL,
+    NOBODY_AT,
     OLDER,
     OLDEST,
+    OLDEST_AT,
     YOUNGER,
     YOUNGEST,
     Number,
@@ -48,6 +51,7 @@ def put(pool: Number, expert: Number, key: Number, run: Run) -> None:
         run.experts[last, YOUNGER] = expert
         return
     run.shelves_PK[at, OLDEST] = expert
+    run.shelves_PK[at, OLDEST_AT] = run.experts[expert, LAST_USE]
     if run.state[KEYS] > 1:
         _mark(pool, key, run)
 
@@ -67,7 +71,11 @@ def drop(pool: Number, expert: Number, run: Run) -> None:
         run.experts[older, YOUNGER] = younger
         return
     run.shelves_PK[at, OLDEST] = younger
-    if younger < 0 and run.state[KEYS] > 1:
+    if younger >= 0:
+        run.shelves_PK[at, OLDEST_AT] = run.experts[younger, LAST_USE]
+        return
+    run.shelves_PK[at, OLDEST_AT] = NOBODY_AT
+    if run.state[KEYS] > 1:
         _unmark(pool, key, run)
 
 

@@ -16,11 +16,11 @@ from moesim.simulator.compiled.acceptance import CACHES
 from moesim.simulator.compiled.layout import Run
 from moesim.simulator.compiled.running import check_fault, enter, packed, timings_of
 from moesim.simulator.compiled.serve import serve
-from moesim.simulator.compiled.trace_arrays import steps_of
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.ledger import ServerCounts, Timings
 from moesim.simulator.policies.prefetch.none import NoPrefetch
+from moesim.simulator.recorded_steps import steps_of
 from moesim.simulator.runs import Prepared
 from moesim.simulator.streamed_times import StreamedTimes
 from moesim.traces import RoutingTrace
@@ -128,6 +128,7 @@ def _going_on(here: Run, served: Run | None, layers: int, *, is_last: bool) -> R
             pools=served.pools,
             shelves_PK=served.shelves_PK,
             marks=served.marks,
+            scores=served.scores,
             lists=served.lists,
             commands=served.commands,
             copies=served.copies,

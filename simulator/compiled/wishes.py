@@ -5,7 +5,7 @@ is asked, once, without a clock. A look-ahead is the signal's own rows, ranked. 
 room are passed over when they are read, as the controller does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from moesim.simulator.assembly import build_policies
 from moesim.simulator.compiled.jit import entry
 from moesim.simulator.compiled.layout import TOKENS, Ints, Shorts
-from moesim.simulator.compiled.trace_arrays import Flags, steps_of, uses_of
+from moesim.simulator.compiled.trace_arrays import uses_of
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.policies.base import Demand, PrefetchPolicy, View
 from moesim.simulator.policies.prefetch.next_gate import SIGNAL, NextGate
+from moesim.simulator.policies.prefetch.oracle import Oracle
+from moesim.simulator.recorded_steps import Flags, steps_of
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.terms import Phase
 from moesim.traces import RoutingTrace
@@ -74,6 +76,8 @@ def wishes_of(
             spec.options.get("horizon", 1),
             asked.trace.top_k if width is None else width,
         )
+    if issubclass(spec.cls, Oracle) and spec.options.keys() <= {"horizon"}:
+        return _foreseen(asked.trace, spec.options.get("horizon", 1), asked.prefetch)
     return _answered(asked, _Builder(policies, sizes_L, costs))
 
 
@@ -156,15 +160,34 @@ def _answered(asked: Asked, builder: _Builder) -> Wishes:
                 tokens = dict(zip(experts, counts, strict=True))
                 demand = Demand(step, layer, experts, tokens, experts, (), (), ())
             for wish in policy.wants(demand, view):
-                ahead = int(wish.priority) - view.event
-                if not 1 <= ahead <= trace.layers:
-                    raise CapabilityError(
-                        f"engine compiled looks at most {trace.layers} layers ahead, one turn; "
-                        f"prefetch policy {asked.prefetch} looks further: use --engine clock"
-                    )
+                _check_horizon(int(wish.priority) - view.event, trace.layers, asked.prefetch)
                 wished.append(wish.expert)
             begins.append(len(wished))
     return Wishes(np.asarray(begins, np.int64), np.asarray(wished, np.int32))
+
+
+@lru_cache(maxsize=4)
+def _foreseen(trace: RoutingTrace, horizon: int, prefetch: str) -> Wishes:
+    """Return the demands of the next events, as an oracle that errs in nothing names them."""
+    _check_horizon(horizon, trace.layers, prefetch)
+    uses = uses_of(trace)
+    events = len(uses.begins_N1) - 1
+    # A step is begun after the last event of the step before, and sees what that saw.
+    first_C = np.arange(events + events // trace.layers) - 1
+    first_C -= np.arange(len(first_C)) // (trace.layers + 1)
+    begins_C = uses.begins_N1[np.minimum(first_C + 1, events)]
+    ends_C = uses.begins_N1[np.minimum(first_C + 1 + horizon, events)]
+    begins = np.append(0, np.cumsum(ends_C - begins_C))
+    place = np.arange(begins[-1]) - np.repeat(begins[:-1] - begins_C, ends_C - begins_C)
+    return Wishes(begins, uses.expert_U[place])
+
+
+def _check_horizon(horizon: int, layers: int, prefetch: str) -> None:
+    if horizon > layers:
+        raise CapabilityError(
+            f"engine compiled looks at most {layers} layers ahead, one turn; prefetch policy "
+            f"{prefetch} looks further: use --engine clock"
+        )
 
 
 @lru_cache(maxsize=4)
@@ -177,73 +200,62 @@ def _promised(trace: RoutingTrace, horizon: int, width: int) -> Wishes:
                 f"prefetch policy next_gate: option {name}={value}: the trace's {SIGNAL} "
                 f"goes from 1 to {most}"
             )
-    if horizon > layers:
-        raise CapabilityError(
-            f"engine compiled looks at most {layers} layers ahead, one turn; prefetch policy "
-            f"next_gate:horizon={horizon} looks further: use --engine clock"
-        )
+    _check_horizon(horizon, layers, f"next_gate:horizon={horizon}")
     steps = steps_of(trace)
-    look = np.ascontiguousarray(look_TLHM, np.int32)
+    look = np.require(look_TLHM, np.int32, ["C", "W"])
     return Wishes(*_rank(look, steps.begins_S1, steps.prefills_S, trace.experts, horizon, width))
 
 
-def _make_rank(  # noqa: C901  one pass over the signal, in nested loops
-    digest: int,
-) -> Callable[..., tuple[Ints, Shorts]]:
-    def rank(  # noqa: C901, PLR0912  as above
-        look_TLHM: NDArray[np.int32],
-        begins_S1: Ints,
-        prefills_S: Flags,
-        experts: int,
-        horizon: int,
-        width: int,
-    ) -> tuple[Ints, Shorts]:
-        """Return what the tokens of each call promise: nearer layers first, then by votes."""
-        layers = look_TLHM.shape[1]
-        steps = len(prefills_S)
-        most = digest * 0
-        for step in range(steps):
-            tokens = begins_S1[step + 1] - begins_S1[step]
-            most += min(tokens * width, experts) * layers * horizon
-        begins = np.zeros(steps * (layers + 1) + 1, np.int64)
-        wished = np.empty(most, np.int32)
-        votes_E = np.zeros(experts, np.int64)
-        call, at = 0, 0
-        for step in range(steps):
+@entry()
+def _rank(  # noqa: C901, PLR0912  as above
+    look_TLHM: NDArray[np.int32],
+    begins_S1: Ints,
+    prefills_S: Flags,
+    experts: int,
+    horizon: int,
+    width: int,
+) -> tuple[Ints, Shorts]:
+    """Return what the tokens of each call promise: nearer layers first, then by votes."""
+    layers = look_TLHM.shape[1]
+    steps = len(prefills_S)
+    most = 0
+    for step in range(steps):
+        tokens = begins_S1[step + 1] - begins_S1[step]
+        most += min(tokens * width, experts) * layers * horizon
+    begins = np.zeros(steps * (layers + 1) + 1, np.int64)
+    wished = np.empty(most, np.int32)
+    votes_E = np.zeros(experts, np.int64)
+    call, at = 0, 0
+    for step in range(steps):
+        call += 1
+        begins[call] = at
+        for layer in range(layers):
+            for ahead in range(horizon):
+                target = layer + 1 + ahead
+                first_row, last_row = begins_S1[step], begins_S1[step + 1]
+                if target >= layers:
+                    target %= layers
+                    if prefills_S[step]:
+                        first_row = last_row - 1
+                first = at
+                for row in range(first_row, last_row):
+                    for place in range(width):
+                        best = look_TLHM[row, layer, ahead, place]
+                        if best < 0:
+                            continue
+                        if votes_E[best] == 0:
+                            wished[at] = best
+                            at += 1
+                        votes_E[best] += 1
+                for i in range(first + 1, at):  # insertion keeps equal votes in their order
+                    best, j = wished[i], i
+                    while j > first and votes_E[wished[j - 1]] < votes_E[best]:
+                        wished[j] = wished[j - 1]
+                        j -= 1
+                    wished[j] = best
+                for i in range(first, at):
+                    votes_E[wished[i]] = 0
+                    wished[i] += target * experts
             call += 1
             begins[call] = at
-            for layer in range(layers):
-                for ahead in range(horizon):
-                    target = layer + 1 + ahead
-                    first_row, last_row = begins_S1[step], begins_S1[step + 1]
-                    if target >= layers:
-                        target %= layers
-                        if prefills_S[step]:
-                            first_row = last_row - 1
-                    first = at
-                    for row in range(first_row, last_row):
-                        for place in range(width):
-                            best = look_TLHM[row, layer, ahead, place]
-                            if best < 0:
-                                continue
-                            if votes_E[best] == 0:
-                                wished[at] = best
-                                at += 1
-                            votes_E[best] += 1
-                    for i in range(first + 1, at):  # insertion keeps equal votes in their order
-                        best, j = wished[i], i
-                        while j > first and votes_E[wished[j - 1]] < votes_E[best]:
-                            wished[j] = wished[j - 1]
-                            j -= 1
-                        wished[j] = best
-                    for i in range(first, at):
-                        votes_E[wished[i]] = 0
-                        wished[i] += target * experts
-                call += 1
-                begins[call] = at
-        return begins, wished[:at].copy()
-
-    return rank
-
-
-_rank = entry(_make_rank)
+    return begins, wished[:at].copy()

@@ -44,6 +44,13 @@ class Costs(Protocol):
         """Return the GPU time of attention and router of one decode token at a short context."""
         ...
 
+    def host_layer_ns(self, runs: int) -> int:
+        """Return the host's time for a layer of one decode token and so many launches of experts.
+
+        Decisions and issuing copies come on top.
+        """
+        ...
+
 
 class Future(Protocol):
     """The demands to come, as recorded; only for policies that declare ``needs = {"future"}``."""
@@ -239,8 +246,8 @@ class Policy:
         needs: What the run must grant: ``future``, ``profile`` or ``transitions`` (a profile
             trace), or a signal of the trace by its name.
         does: What it may do beyond copying a demanded expert to the GPU: ``prefetch``,
-            ``cpu_experts``, and, changing the text, ``reroute`` and ``skip``. Bounds allow what the
-            policies of a run may do.
+            ``cpu_experts``, ``split``, and, changing the text, ``reroute`` and ``skip``. Bounds
+            allow what the policies of a run may do.
         paper: Where the rule is defined.
         timing_free: Whether decisions depend on the order of demands alone, never on times.
     """
@@ -272,6 +279,19 @@ def overrides(policy: object, base: type, hook: str) -> bool:
     return getattr(type(policy), hook) is not getattr(base, hook)
 
 
+class Partition(NamedTuple):
+    """How the experts of each layer are split into a top, which may stay, and a bottom.
+
+    Attributes:
+        top_bytes_L: Bytes of a top: some sixteenths of the expert (``terms.PIECES``); all of it
+            keeps experts whole, 0 keeps nothing.
+        quotas_L: Bytes of each layer's pool of tops.
+    """
+
+    top_bytes_L: tuple[int, ...]
+    quotas_L: tuple[int, ...]
+
+
 class CachePolicy(Policy):
     """Decides what stays in VRAM.
 
@@ -295,6 +315,22 @@ class CachePolicy(Policy):
     def staging_bytes(self) -> int:
         """Return how much of the budget is set apart for experts that do not stay."""
         return 0
+
+    def partition(self) -> Partition | None:
+        """Return how experts are split, or None where they are whole.
+
+        Of experts that are split the other hooks mean the tops: those are admitted, chosen and
+        evicted, in pools of the partition's quotas; ``admit`` is not asked, every top stays that
+        comes. Bottoms pass through the staging room, one copy for each use.
+        """
+        return None
+
+    def repartition(self, view: View) -> Partition | None:
+        """Return another split as a step begins, or None to keep the present one.
+
+        All that has room leaves (``on_evict``); what ``rebalance`` returns next fills new pools.
+        """
+        return None
 
     def initial(self) -> Sequence[int]:
         """Return the experts to place before time zero, most wanted first; what fits is placed."""
@@ -320,9 +356,8 @@ class CachePolicy(Policy):
         """Return the answer to one of its own questions; pure, and may run in another process."""
         raise NotImplementedError
 
-    def on_answer(self, name: str, answer: Any, view: View) -> Sequence[int]:  # noqa: ANN401
-        """Return experts to bring in now that the answer is known, as ``rebalance`` does."""
-        return ()
+    def on_answer(self, name: str, answer: Any, view: View) -> None:  # noqa: ANN401
+        """Learn an answer; what follows from it ``rebalance`` returns when the next step begins."""
 
     def on_touch(self, expert: int, view: View) -> None:
         """Learn that a token of this event chose the expert."""

@@ -10,15 +10,8 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
 from moesim.simulator.errors import InputError
-from moesim.simulator.policies.base import (
-    Demand,
-    Group,
-    Request,
-    RunInfo,
-    SchedulePolicy,
-    Turn,
-    View,
-)
+from moesim.simulator.policies.base import Request, RunInfo, SchedulePolicy, Turn, View
+from moesim.simulator.policies.guards import ScheduleGuard
 
 __all__ = ["Batching", "Rank"]
 
@@ -28,7 +21,7 @@ Rank = tuple[int, ...]
 MAX_BATCH = 32
 
 
-class Batching(SchedulePolicy):
+class Batching(ScheduleGuard):
     """Lets requests in by rank while there is room, and keeps them until they end.
 
     Nobody overtakes: where the first in the queue finds no room, the others wait behind it. Only
@@ -50,13 +43,15 @@ class Batching(SchedulePolicy):
         max_batch: int = MAX_BATCH,
         chunk: int | None = None,
     ) -> None:
-        super().__init__(run)
-        self.inner = inner
+        super().__init__(run, inner)
         self._max_batch = max_batch
         self._chunk = chunk
         for name, value in (("max_batch", max_batch), ("chunk", chunk)):
             if value is not None and value < 1:
-                raise InputError(f"schedule policy: option {name}={value}: expected at least 1")
+                own = type(self).__module__.rpartition(".")[2]
+                raise InputError(
+                    f"schedule policy {own}: option {name}={value}: expected at least 1"
+                )
 
     @abstractmethod
     def rank(self, request: Request, view: View) -> Rank:
@@ -68,10 +63,6 @@ class Batching(SchedulePolicy):
         With nobody running it must, or the run ends with requests that nobody serves.
         """
         return True
-
-    def plan(self, demand: Demand, view: View) -> Sequence[Group]:
-        """Return the plan of the schedule inside."""
-        return self.inner.plan(demand, view)
 
     def form(self, waiting: Sequence[int], running: Sequence[int], view: View) -> Sequence[Turn]:
         """Return those that run and those let in now, each with its share of prompt tokens."""

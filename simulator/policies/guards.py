@@ -12,6 +12,7 @@ from moesim.simulator.policies.base import (
     Demand,
     Evictable,
     Group,
+    Partition,
     PrefetchPolicy,
     Question,
     RunInfo,
@@ -39,6 +40,14 @@ class CacheGuard(CachePolicy):
         """Return what the policy inside wants."""
         return self.inner.staging_bytes()
 
+    def partition(self) -> Partition | None:
+        """Return the split of the policy inside."""
+        return self.inner.partition()
+
+    def repartition(self, view: View) -> Partition | None:
+        """Return the next split of the policy inside."""
+        return self.inner.repartition(view)
+
     def initial(self) -> Sequence[int]:
         """Return what the policy inside wants."""
         return self.inner.initial()
@@ -59,9 +68,9 @@ class CacheGuard(CachePolicy):
         """Return the answer of the policy inside."""
         return self.inner.compute(name, question)
 
-    def on_answer(self, name: str, answer: Any, view: View) -> Sequence[int]:  # noqa: ANN401
-        """Return what the policy inside brings in now."""
-        return self.inner.on_answer(name, answer, view)
+    def on_answer(self, name: str, answer: Any, view: View) -> None:  # noqa: ANN401
+        """Tell the policy inside."""
+        self.inner.on_answer(name, answer, view)
 
     def on_touch(self, expert: int, view: View) -> None:
         """Tell the policy inside."""

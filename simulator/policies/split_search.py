@@ -6,18 +6,19 @@ the whole budget move from the layer that would lose least to the layer that gai
 the token's time falls.
 
 MoEpic's own equations are not public; these are a reconstruction from what is reported of them
-(sections 3.1 and 3.4 of arXiv 2509.08342). Two things are worked out more finely than any report
+(sections 3.1 and 3.4 of arXiv 2509.08342). Three things are worked out more finely than any report
 says. Which predicted experts have their tops here is a matter of chance, taken as independent from
 rank to rank: without that, no split could beat whole experts, since the bytes that n tops of theta
-save fall with n wherever the first tops are the most used. And the link serves a layer's prefetches
-only once the misses of the layer before have come.
+save fall with n wherever the first tops are the most used. How many experts miss at once is one as
+well. And the link serves a layer's prefetches only once the misses of the layer before have come.
 
 Everything here is a pure function of statistics and costs.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import count
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ from numpy.typing import NDArray
 
 # L MoE layers, E experts of a layer, K chosen, N = E + 1 numbers of tops, C candidate splits.
 Floats = NDArray[np.float64]
+
+SETTLING_ROUNDS = 3
+"""How often windows and splits are worked out from one another, from windows without misses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +97,9 @@ def split_layer(
     foreseen_C = _foreseen(figures.right_K, figures.cached_KN[:, tops_C], theta_C, window)
     is_whole_C = pieces_C == pieces
     ready_C = foreseen_C + is_whole_C * (top_k - figures.right_K.sum()) * hit_C
-    lacking_C = 1 - np.where(is_whole_C, 0.0, hit_C * theta_C)
-    missing_C = (top_k - ready_C) * lacking_C * figures.copy_ns
-    here_C = ready_C + np.where(is_whole_C, 0.0, theta_C * hit_C) * (top_k - ready_C)
-    exposed_C = np.maximum(0.0, missing_C - figures.experts_ns * here_C / top_k)
+    top_C = np.where(is_whole_C, 0.0, hit_C * theta_C)
+    missing_C = (top_k - ready_C) * (1 - top_C) * figures.copy_ns
+    exposed_C = _exposed(figures, ready_C, top_C)
     at = int(np.lexsort((-pieces_C, exposed_C, -ready_C.round(9)))[0])
     return LayerSplit(
         int(pieces_C[at]),
@@ -133,76 +136,140 @@ def _foreseen(right_K: Floats, cached_KC: Floats, theta_C: Floats, window: float
     return ready_C
 
 
+def _exposed(figures: LayerFigures, ready_C: Floats, top_C: Floats) -> Floats:
+    """Return how long the layer is expected to wait for copies.
+
+    How many of the K experts are not ready is a matter of chance, too: a copy in one token of three
+    is waited for there, though a third of it would pass while others compute.
+
+    Args:
+        figures: Of the layer.
+        ready_C: Experts that are ready on average.
+        top_C: Share of an expert that is here where it is not ready.
+    """
+    top_k = len(figures.right_K)
+    miss_C = np.clip(1 - ready_C / top_k, 0.0, 1.0)
+    exposed_C = np.zeros_like(ready_C)
+    for missing in range(1, top_k + 1):
+        chance_C = comb(top_k, missing) * miss_C**missing * (1 - miss_C) ** (top_k - missing)
+        copies_C = missing * (1 - top_C) * figures.copy_ns
+        computed_C = (top_k - missing * (1 - top_C)) / top_k * figures.experts_ns
+        exposed_C += chance_C * np.maximum(0.0, copies_C - computed_C)
+    return exposed_C
+
+
 def share_budget(
     layers: Sequence[LayerFigures],
     budget_bytes: int,
     *,
     pieces: int,
     step: float = 0.01,
-    least_bytes: int = 0,
 ) -> list[LayerSplit]:
     """Return the split of every layer that a budget for tops allows.
+
+    Even shares stand in the end as well as moved ones, with what whole tops leave of them spent: a
+    step of the budget is coarse where a layer has few experts.
 
     Args:
         layers: Their figures, in order.
         budget_bytes: For the tops of all layers.
         pieces: Equal pieces that an expert can be cut into.
         step: Share of the budget that moves from one layer to another at a time.
-        least_bytes: What every layer keeps of the budget.
     """
-    count = len(layers)
+    search = _Search(layers, pieces)
     step_bytes = max(1, round(budget_bytes * step))
-
-    @cache
-    def split(layer: int, layer_bytes: int, window_ns: float) -> LayerSplit:
-        return split_layer(layers[layer], layer_bytes, window_ns, pieces)
-
-    def windows(splits: Sequence[LayerSplit]) -> list[float]:
-        """Return each layer's window; the first follows the last layer of the token before."""
-        found = []
-        for layer, figures in enumerate(layers):
-            before, its = layers[layer - 1], splits[layer - 1]
-            busy_ns = its.missing_ns - its.exposed_ns
-            window_ns = max(0.0, before.experts_ns + figures.attention_ns - busy_ns)
-            found.append(round(window_ns, -3))
-        return found
-
-    def settle(bytes_L: list[int]) -> list[LayerSplit]:
-        """Return the splits of all layers, whose windows depend on one another."""
-        wide_L = [before.experts_ns + figures.attention_ns for before, figures in chain]
-        splits = [split(at, size, wide_L[at]) for at, size in enumerate(bytes_L)]
-        for _ in range(2):
-            splits = [
-                split(at, bytes_L[at], window) for at, window in enumerate(windows(splits))
-            ]
-        return splits
-
-    chain = [(layers[at - 1], layers[at]) for at in range(count)]
-    bytes_L = [budget_bytes // count] * count
-    best = settle(bytes_L)
-    for _ in range(round(count / step)):
-        window_L = windows(best)
-
-        def exposed(layer: int, more: int, window_L: list[float] = window_L) -> float:
-            return split(layer, bytes_L[layer] + more, window_L[layer]).exposed_ns
-
-        givers = [at for at in range(count) if bytes_L[at] - step_bytes >= least_bytes]
-        if not givers:
+    bytes_L = [budget_bytes // len(layers)] * len(layers)
+    even = best = search.settle(bytes_L)
+    for _ in range(round(len(layers) / step)):
+        moved = search.moved(bytes_L, best, step_bytes)
+        if moved is None:
             break
-        gain_L = [best[at].exposed_ns - exposed(at, step_bytes) for at in range(count)]
-        taker = max(range(count), key=gain_L.__getitem__)
-        givers = [at for at in givers if at != taker]
-        if not givers:
-            break
-        giver = min(givers, key=lambda at: exposed(at, -step_bytes) - best[at].exposed_ns)
-        moved = list(bytes_L)
-        moved[taker] += step_bytes
-        moved[giver] -= step_bytes
-        tried = settle(moved)
+        tried = search.settle(moved)
         if exposed_ns(tried) >= exposed_ns(best):
             break
         bytes_L, best = moved, tried
-    return best
+    return min((search.spent(each, budget_bytes) for each in (even, best)), key=exposed_ns)
+
+
+class _Search:
+    """The splits of all layers, each worked out once for a budget and a window."""
+
+    def __init__(self, layers: Sequence[LayerFigures], pieces: int) -> None:
+        self._layers = layers
+        self._pieces = pieces
+        self._known: dict[tuple[int, int, float], LayerSplit] = {}
+
+    def settle(self, bytes_L: Sequence[int]) -> list[LayerSplit]:
+        """Return the splits of all layers, whose windows depend on one another."""
+        splits = [LayerSplit(0, 0, 0.0, 0.0, 0.0)] * len(bytes_L)
+        for _ in range(SETTLING_ROUNDS):
+            window_L = self._windows(splits)
+            splits = [self._split(*each) for each in zip(count(), bytes_L, window_L, strict=False)]
+        return splits
+
+    def moved(
+        self, bytes_L: Sequence[int], splits: Sequence[LayerSplit], step_bytes: int
+    ) -> list[int] | None:
+        """Return the budgets after the most promising move of a step; None if there is none."""
+        window_L = self._windows(splits)
+
+        def exposed(layer: int, more: int) -> float:
+            return self._split(layer, bytes_L[layer] + more, window_L[layer]).exposed_ns
+
+        every = range(len(bytes_L))
+        taker = max(every, key=lambda at: splits[at].exposed_ns - exposed(at, step_bytes))
+        givers = [at for at in every if at != taker and bytes_L[at] >= step_bytes]
+        if not givers:
+            return None
+        giver = min(givers, key=lambda at: exposed(at, -step_bytes) - splits[at].exposed_ns)
+        moved = list(bytes_L)
+        moved[taker] += step_bytes
+        moved[giver] -= step_bytes
+        return moved
+
+    def spent(self, splits: Sequence[LayerSplit], budget_bytes: int) -> list[LayerSplit]:
+        """Return the splits once what they leave of the budget has gone, top by top, to the layers.
+
+        Each top goes where it saves most waiting, as long as there is room for one.
+        """
+        window_L, spent = self._windows(splits), list(splits)
+        used_L = [self._used_bytes(layer, split) for layer, split in enumerate(spent)]
+        while True:
+            spare_bytes = budget_bytes - sum(used_L)
+            offers = []
+            for layer, split in enumerate(spent):
+                top_bytes = self._layers[layer].expert_bytes * split.pieces // self._pieces
+                if not 0 < top_bytes <= spare_bytes:
+                    continue
+                more = self._split(layer, used_L[layer] + top_bytes, window_L[layer])
+                if self._used_bytes(layer, more) > used_L[layer]:
+                    offers.append((split.exposed_ns - more.exposed_ns, -layer, more))
+            if not offers:
+                return spent
+            _, minus_layer, more = max(offers, key=lambda offer: offer[:2])
+            spent[-minus_layer] = more
+            used_L[-minus_layer] = self._used_bytes(-minus_layer, more)
+
+    def _used_bytes(self, layer: int, split: LayerSplit) -> int:
+        return split.tops * (self._layers[layer].expert_bytes * split.pieces // self._pieces)
+
+    def _windows(self, splits: Sequence[LayerSplit]) -> list[float]:
+        """Return each layer's window; the first follows the last layer of the token before."""
+        found = []
+        for layer, figures in enumerate(self._layers):
+            before, its = self._layers[layer - 1], splits[layer - 1]
+            busy_ns = its.missing_ns - its.exposed_ns
+            window_ns = max(0.0, before.experts_ns + figures.attention_ns - busy_ns)
+            found.append(float(round(window_ns, -3)))
+        return found
+
+    def _split(self, layer: int, budget_bytes: int, window_ns: float) -> LayerSplit:
+        key = layer, budget_bytes, window_ns
+        found = self._known.get(key)
+        if found is None:
+            found = split_layer(self._layers[layer], budget_bytes, window_ns, self._pieces)
+            self._known[key] = found
+        return found
 
 
 def exposed_ns(splits: Sequence[LayerSplit]) -> float:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from moesim.hardware_profiles.units import format_bytes
-from moesim.simulator import registry
 from moesim.simulator.costs import CostModel
+from moesim.simulator.errors import InputError
 from moesim.simulator.memory import MemoryPlan, MemorySpec, Server, plan
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.serving.desk import Terms
 from moesim.simulator.serving.kv import KvRoom, KvShape
 from moesim.simulator.serving.spec import Serving
 from moesim.simulator.serving.stream import RequestStream, stream
+from moesim.simulator.terms import FOREVER_NS
 from moesim.traces import RoutingTrace
 
 __all__ = ["Served", "batching_of", "serve"]
@@ -69,6 +70,11 @@ def serve(
             it.
     """
     arriving = stream(serving.arrivals, trace, requests=serving.requests, seed=seed)
+    if arriving.asks_at_once and serving.most_waiting is not None:
+        raise InputError(
+            f"--arrivals {arriving.text} --max-waiting {serving.most_waiting}: who is refused "
+            "would ask again in the same instant; add think=SECONDS"
+        )
     prompts_R, outputs_R = arriving.drawing.prompt_tokens_R, arriving.drawing.output_tokens_R
     contexts_R = [p + o - 1 for p, o in zip(prompts_R, outputs_R, strict=True)]
     batch, chunk = batching_of(policies["schedule"])
@@ -100,13 +106,10 @@ def serve(
 
 def batching_of(schedule: PolicySpec) -> tuple[int, int | None]:
     """Return how many requests a schedule runs together, and how many prompt tokens a step."""
-    known = registry.options(schedule.cls)
-    if "max_batch" not in known:
-        return 1, None
-    given = {name: option.default for name, option in known.items()} | dict(schedule.options)
-    return given["max_batch"], given.get("chunk")
+    options = schedule.all_options
+    return (options["max_batch"], options.get("chunk")) if "max_batch" in options else (1, None)
 
 
 def _times(arriving: RequestStream) -> Sequence[int]:
     """Return the times of all requests that come whatever becomes of others."""
-    return [at_ns for _, at_ns in arriving.new_arrivals().take(1 << 62)]
+    return [at_ns for _, at_ns in arriving.new_arrivals().take(FOREVER_NS)]

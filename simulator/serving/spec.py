@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from moesim.simulator.errors import InputError
+from moesim.simulator.key_values import key_values
 from moesim.simulator.serving.kv import Reserve
-from moesim.simulator.terms import Slo
+from moesim.simulator.terms import MILLISECOND_NS, Slo
 
 __all__ = ["Serving", "parse_slo"]
 
-_MILLISECOND_NS = 10**6
+_FORM = "[TASK:]ttft=MS,tpot=MS,e2e=MS, any of the three"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +41,26 @@ def parse_slo(texts: Sequence[str]) -> dict[str, Slo]:
     """Return promises from ``ttft=500,tpot=50`` (ms), with ``TASK:`` in front for one task.
 
     Raises:
-        InputError: A promise cannot be read.
+        InputError: A promise cannot be read, or is made twice.
 
     >>> parse_slo(["go:ttft=500", "tpot=50"])["go"].ttft_ns
     500000000
     """
-    found: dict[str, Slo] = {}
+    said: dict[str, list[str]] = {}
     for text in texts:
-        task, _, items = text.rpartition(":")
-        promises: dict[str, int] = {}
-        for item in items.split(","):
-            name, _, value = item.partition("=")
-            try:
-                promises[f"{name}_ns"] = round(float(value) * _MILLISECOND_NS)
-            except (ValueError, OverflowError):
-                promises[f"{name}_ns"] = 0
-        if not promises.keys() <= {*Slo._fields} or min(promises.values()) <= 0:
-            raise InputError(
-                f"--slo {text}: expected [TASK:]ttft=MS,tpot=MS,e2e=MS, any of the three"
-            )
-        found[task] = Slo(**promises)
-    return found
+        task, _, promises = text.rpartition(":")
+        said.setdefault(task, []).append(promises)
+    return {task: _slo(task, ",".join(promises)) for task, promises in said.items()}
+
+
+def _slo(task: str, text: str) -> Slo:
+    where = f"--slo {task}:{text}" if task else f"--slo {text}"
+    promised: dict[str, int] = {}
+    for name, value in key_values(text, where, form=_FORM).items():
+        try:
+            promised[f"{name}_ns"] = round(float(value) * MILLISECOND_NS)
+        except (ValueError, OverflowError):
+            promised[f"{name}_ns"] = 0
+    if not promised or not promised.keys() <= {*Slo._fields} or min(promised.values()) <= 0:
+        raise InputError(f"{where}: expected {_FORM}")
+    return Slo(**promised)

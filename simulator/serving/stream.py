@@ -7,10 +7,11 @@
     users:users=8,requests=200,think=1  8 users, each asks 1 s after the last answer
     file:conv.csv                       a recorded arrival log (see ``traces.request_log``)
 
-Options of all: ``prompt`` and ``output``, lengths of every request; ``lengths``, a log whose
-lengths are taken in its order; by default requests are as long as their recorded sequence.
-``mix=go:2/dialogue:1`` weighs tasks; ``order=recorded`` takes sequences unshuffled. A file also
-takes ``speed``: 2 lets its requests come twice as fast.
+Options of all but a file, which says how long its requests are: ``prompt`` and ``output``, lengths
+of every request; ``lengths``, a log whose lengths are taken in its order; by default requests are
+as long as their recorded sequence. Options of all: ``requests``; ``mix=go:2/dialogue:1`` weighs
+tasks; ``order=recorded`` takes sequences unshuffled. A file also takes ``speed``: 2 lets its
+requests come twice as fast.
 """
 
 import math
@@ -21,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.key_values import key_values
 from moesim.simulator.serving.arrivals import Arrivals, OpenLoop, Users
 from moesim.simulator.serving.drawing import Drawing, draw
+from moesim.simulator.terms import SECOND_NS
 from moesim.traces import RoutingTrace
 from moesim.traces.request_log import RequestLog, load_requests
-
-SECOND_NS = 10**9
 
 COMMON = ("requests", "prompt", "output", "lengths", "mix", "order")
 OPTIONS: Mapping[str, Sequence[str]] = {
@@ -45,11 +46,13 @@ class RequestStream:
         text: As the user said it, files by their names.
         drawing: Whose routing they use, and how long they are.
         new_arrivals: Makes a fresh source of their arrivals.
+        asks_at_once: Whether somebody who is refused asks again in the same instant.
     """
 
     text: str
     drawing: Drawing
     new_arrivals: Callable[[], Arrivals]
+    asks_at_once: bool = False
 
     @property
     def requests(self) -> int:
@@ -65,12 +68,12 @@ def stream(
     Args:
         text: The spec; see the module.
         trace: Whose routing they use.
-        requests: How many, where the spec does not say; all of a file by default.
+        requests: How many, if the spec does not say; all of a file by default.
         seed: Of arrival times and of the order of sequences, in streams of their own.
 
     Raises:
         UnknownNameError: No such kind or option.
-        InputError: A value is wrong or missing.
+        InputError: A value is wrong, missing or said twice.
         TraceError: A log is wrong.
     """
     kind, _, rest = text.partition(":")
@@ -78,33 +81,40 @@ def stream(
         raise UnknownNameError("kind of arrivals", kind, OPTIONS)
     path, given = _options(kind, rest, text)
     times, drawing = np.random.SeedSequence(seed).spawn(2)
-    number = _Numbers(text, given)
-    count = number.whole("requests", requests)
+    reader = _Numbers(text, given)
+    if requests is not None and "requests" in given:
+        raise InputError(f"--arrivals {text} --requests {requests}: give one of them")
+    wanted = count = reader.whole("requests", requests)
     log = None
     if kind == "file":
-        log = load_requests(path, requests=count)
+        log = load_requests(path, requests=wanted)
         count = len(log.arrival_ns_R)
     if count is None:
         raise InputError(f"--arrivals {text}: how many requests? Add requests=N")
     drawn = draw(
         trace,
         count,
-        lengths=_lengths(text, given, number, log, count),
+        lengths=_lengths(text, given, reader, log, count),
         weights=_mix(text, given.get("mix")),
         in_order=_in_order(text, given.get("order", "shuffled")),
         seed=int(drawing.generate_state(1)[0]),
     )
+    if wanted is not None and count < wanted:
+        drawn.notes.append(f"{Path(path).name} has {count} requests, not {wanted}")
     shown = with_files(text, lambda path: path.name)
     if kind == "users":
-        users, think_s = number.whole("users", 1), number.positive("think", 0.0)
+        users = reader.whole("users", 1)
+        think_ns = round(reader.number("think", 0.0, may_be_0=True) * SECOND_NS)
         assert users is not None
-        return RequestStream(shown, drawn, lambda: Users(users, count, round(think_s * SECOND_NS)))
+        return RequestStream(
+            shown, drawn, lambda: Users(users, count, think_ns), asks_at_once=think_ns == 0
+        )
     if log is not None:
-        speed = number.positive("speed", 1.0)
+        speed = reader.number("speed", 1.0)
         at_ns = [round(int(ns) / speed) for ns in log.arrival_ns_R]
     else:
-        shape = number.positive("cv", 1.0) ** -2
-        gap_s = 1 / number.positive("rate")
+        shape = reader.number("cv", 1.0) ** -2
+        gap_s = 1 / reader.number("rate")
         gaps_s = np.random.default_rng(times).gamma(shape, gap_s / shape, count)
         at_ns = [round(at_s * SECOND_NS) for at_s in np.cumsum(gaps_s).tolist()]
     return RequestStream(shown, drawn, lambda: OpenLoop(at_ns))
@@ -127,20 +137,15 @@ def with_files(text: str, name: Callable[[Path], object]) -> str:
 
 
 def _options(kind: str, rest: str, text: str) -> tuple[str, dict[str, str]]:
-    items = rest.split(",") if rest else []
     path = ""
     if kind == "file":
-        if not items or not items[0]:
+        path, _, rest = rest.partition(",")
+        if not path:
             raise InputError(f"--arrivals {text}: which file? Write file:PATH")
-        path, *items = items
-    given = {}
-    for item in items:
-        key, equals, value = item.partition("=")
+    given = key_values(rest, f"--arrivals {text}")
+    for key in given:
         if key not in OPTIONS[kind]:
             raise UnknownNameError(f"option of {kind} arrivals", key, OPTIONS[kind])
-        if not equals or not value:
-            raise InputError(f"--arrivals {text}: option {key} has no value; write {key}=VALUE")
-        given[key] = value
     return path, given
 
 
@@ -160,8 +165,8 @@ class _Numbers:
             raise InputError(f"--arrivals {self._text}: {name}={value}: expected a count above 0")
         return int(value)
 
-    def positive(self, name: str, default: float | None = None) -> float:
-        """Return a number above 0; one that is left out may be 0."""
+    def number(self, name: str, default: float | None = None, *, may_be_0: bool = False) -> float:
+        """Return a number above 0, or of at least 0."""
         value = self._given.get(name)
         if value is None:
             if default is None:
@@ -170,16 +175,17 @@ class _Numbers:
         try:
             number = float(value)
         except ValueError:
-            number = 0.0
-        if not (0 < number < math.inf):
-            raise InputError(f"--arrivals {self._text}: {name}={value}: expected a number above 0")
+            number = math.nan
+        if not (0 < number < math.inf or (may_be_0 and number == 0)):
+            limit = "of at least 0" if may_be_0 else "above 0"
+            raise InputError(f"--arrivals {self._text}: {name}={value}: expected a number {limit}")
         return number
 
 
 def _lengths(
     text: str,
     given: Mapping[str, str],
-    number: _Numbers,
+    reader: _Numbers,
     log: RequestLog | None,
     count: int,
 ) -> tuple[Sequence[int], Sequence[int]] | None:
@@ -195,7 +201,7 @@ def _lengths(
         return log.prompt_tokens_R.tolist(), log.output_tokens_R.tolist()
     if not fixed:
         return None
-    prompt, output = number.whole("prompt", None), number.whole("output", None)
+    prompt, output = reader.whole("prompt", None), reader.whole("output", None)
     if prompt is None or output is None:
         raise InputError(f"--arrivals {text}: give both prompt=N and output=N, or neither")
     return [prompt] * count, [output] * count

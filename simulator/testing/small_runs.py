@@ -163,12 +163,12 @@ def engine(
     keep_spans: bool = True,
 ) -> Host:
     """Return an engine for the run under a controller, the reference unless named; ``run()`` it."""
-    sizes_L, experts = run.sizes_L, run.spec.trace.experts
     return ENGINES[name](
         controller,
         run.workload(),
         run.costs,
-        expert_bytes=lambda expert, _part: sizes_L[expert // experts],
+        expert_bytes=controller.residency.part_bytes,
+        splits=controller.residency.is_split,
         budget_bytes=run.memory.expert_bytes,
         compute=controller.compute,
         ask_ns=run.spec.ask_ns,

@@ -1,13 +1,14 @@
 """Stands between a driver and a controller and checks invariants 1 to 6 on every call.
 
 The witness keeps books of its own: which expert's bytes lie at which place, which copy brought
-them, which runs may still read them. It believes the controller's residency only as to who has
-room, since weights that leave are never announced. Each finding is an AssertionError that begins
-with the number of the law in INVARIANTS.md.
+them, which runs may still read them. Where experts are split it counts their parts as the
+residency does, ``part * L * E + expert``, and means those wherever it says expert. It believes the
+controller's residency only as to who has room, since weights that leave are never announced. Each
+finding is an AssertionError that begins with the number of the law in INVARIANTS.md.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +32,7 @@ from moesim.simulator.messages import (
     Wait,
     WakeAt,
 )
+from moesim.simulator.residency import Residency
 from moesim.simulator.terms import Cause, Place, Tier
 
 Numbered = (Copy, Run, Ask, WakeAt)
@@ -69,6 +71,11 @@ class Witness:
     def initial(self) -> tuple[int, ...]:
         """Return the experts to place before time zero."""
         return self.controller.initial()
+
+    @property
+    def residency(self) -> Residency:
+        """The controller's."""
+        return self.controller.residency
 
     @property
     def listens(self) -> bool:
@@ -129,12 +136,19 @@ class Witness:
             assert pool is not None, f"law 1: initial expert {expert} has no room"
             self._lay(expert, pool.rooms[expert], 0)
 
+    def _unit(self, expert: int, part: int) -> int:
+        return part * self._residency.experts_total + expert
+
     def _begin_event(self, fact: LayerRouted) -> None:
         assert self._layer < 0, f"layer {fact.layer} was routed and {self._layer} was not done"
         self._end_event()
         self._layer = fact.layer
         self._chosen = list(fact.experts)
-        self._to_run = dict(Counter(fact.experts))
+        self._to_run = {
+            unit: tokens
+            for expert, tokens in Counter(fact.experts).items()
+            for unit in self._residency.units(expert)
+        }
         self._was_here = {expert for expert in self._to_run if self._is_here(expert)}
         if self._lossy:
             rooms = self._residency.cache_L[fact.layer].rooms
@@ -200,7 +214,7 @@ class Witness:
 
     def _check_copy(self, copy: Copy) -> None:
         self._check_after(copy, Run)
-        expert, place = copy.expert, copy.dst
+        expert, place = self._unit(copy.expert, copy.part), copy.dst
         if copy.cause is Cause.DEMAND:
             assert expert in self._to_run, f"law 2: {copy}, not needed by layer {self._layer}"
             assert expert not in self._copied, f"law 2: {copy}, the second in an event"
@@ -238,7 +252,7 @@ class Witness:
     def _check_run(self, run: Run) -> None:
         self._check_after(run, Copy)
         on_gpu = run.device.kind == "gpu"
-        for expert, tokens in zip(run.experts, run.tokens, strict=True):
+        for expert, tokens in self._units_of(run):
             wanted = self._to_run.pop(expert, 0)
             assert wanted, f"law 2: {run} runs expert {expert}, which has run or is not needed"
             assert tokens == wanted, f"law 2: {run}: expert {expert} serves {wanted} tokens"
@@ -253,6 +267,14 @@ class Witness:
             self._held.add(expert)
         if not on_gpu:
             self._cpu_runs.add(run.n)
+
+    def _units_of(self, run: Run) -> Iterator[tuple[int, int]]:
+        """Yield what a run computes and for how many tokens; a CPU computes whole experts."""
+        for expert, tokens in zip(run.experts, run.tokens, strict=True):
+            if run.device.kind == "gpu":
+                yield self._unit(expert, run.part), tokens
+            else:
+                yield from ((unit, tokens) for unit in self._residency.units(expert))
 
     def _check_done(self, done: LayerDone) -> None:
         assert done.layer == self._layer, f"{done}, but layer {self._layer} waits"

@@ -16,8 +16,10 @@ from moesim.traces import RoutingTrace, synthetic
 Replay = Callable[..., Counts]
 
 CACHES = registry.names("cache")
-WITH_STAGING = ("insert_cap", "periodic", "prompts_pass", "static", "transient")
-WITH_QUOTAS = ("lcp", "quota_dp", "router_score")  # every layer is given one token's experts at least
+SPLITTING = ("adaptive_split", "split")
+WITH_STAGING = ("insert_cap", "periodic", "prompts_pass", "static", "transient", *SPLITTING)
+# Every layer is given one token's experts, or their tops, at least.
+WITH_QUOTAS = ("lcp", "quota_dp", "router_score", *SPLITTING)
 ONLINE = ["lru", "fifo", "lfu", "lfu:count=lifetime", "lfu:decay=0.99", "lfru", "lfu:decay=0.5"]
 
 
@@ -124,7 +126,8 @@ def test_small_capacities_behave(name: str, replay: Replay) -> None:
     spec = sample_spec("cache", name)
     for slots in (8, 17, 18) if name in WITH_QUOTAS else (2, 3, 4, 5, 8, 17, 18):
         counts = replay(trace, spec, slots=slots)
-        assert counts.demands == counts.hits + counts.misses
+        assert counts.demands == counts.hits + counts.partial_hits + counts.misses
+        assert (counts.partial_hits > 0) is (name in SPLITTING)
         assert counts.peak_expert_bytes <= slots * 1_000_000
     if name not in WITH_STAGING:
         assert replay(trace, spec, slots=18).misses == ever

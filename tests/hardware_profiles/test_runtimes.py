@@ -27,7 +27,7 @@ def test_a_shipped_runtime_says_how_sure_it_is(name: str) -> None:
     figures = dict(runtime.figures())
     expected = "measured" if name == "moesim-graph" else "estimated"
     others = {key for key, figure in figures.items() if figure.evidence != expected}
-    assert others <= {"kernels.look_ahead"}
+    assert others <= {"kernels.look_ahead", "kernels.expert_after_copy", "copying.overhead"}
     unsure = {key for key, figure in figures.items() if figure.band_ppm > 0}
     assert figures.keys() - unsure <= {"memory.workspace"}
     used = {figure.source for figure in figures.values()}

@@ -1,4 +1,4 @@
-"""Law 2: every demanded expert runs exactly once per layer."""
+"""Law 2: every demanded expert runs exactly once per layer, or is listed as changed."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from strategies import orders, shapes, traces, with_fault
 
 from moesim.simulator import registry
 from moesim.simulator.errors import PolicyError
-from moesim.simulator.messages import Command, Run
+from moesim.simulator.messages import Command, LayerDone, Reroute, Run
 from moesim.simulator.policies.base import Demand, Group, SchedulePolicy, View
 from moesim.simulator.terms import CPU, GPU
 from moesim.simulator.testing import (
@@ -138,3 +138,56 @@ def test_forgetting_an_expert_is_caught() -> None:
 
     with pytest.raises(AssertionError, match="law 2: layer 0 is done without"):
         with_fault(small_run(tiny_trace(), slots=9), forget).run()
+
+
+def test_every_lossy_schedule_lists_what_it_changes() -> None:
+    """What runs is what the router chose, but for the changes that were listed before."""
+    for schedule in ("fallback/resident_first", "fallback:miss=skip/cpu_on_miss"):
+        for seed in range(8):
+            run = small_run(
+                tiny_trace(),
+                cache=KEEP_AT_RANDOM,
+                prefetch=WISH_AT_RANDOM,
+                schedule=schedule,
+                slots=5,
+                seed=seed,
+            )
+            adversarial(run, seeded(seed)).run()
+
+
+def test_changing_the_demand_without_saying_so_is_caught() -> None:
+    """A controller that drops its reroutes fails law 2: what runs is not what was chosen."""
+
+    def hush(commands: list[Command]) -> list[Command]:
+        return [command for command in commands if not isinstance(command, Reroute)]
+
+    run = small_run(tiny_trace(), schedule="fallback/resident_first", slots=5)
+    with pytest.raises(AssertionError, match="law 2: "):
+        with_fault(run, hush).run()
+
+
+def test_rerouting_by_a_system_that_is_not_lossy_is_caught() -> None:
+    """A reroute under policies that do not declare it fails law 2."""
+
+    def lose(commands: list[Command]) -> list[Command]:
+        return [
+            Reroute(command.layer, ((0, None),)) if isinstance(command, LayerDone) else command
+            for command in commands
+        ]
+
+    with pytest.raises(AssertionError, match="rerouted by policies that do not say so"):
+        with_fault(small_run(tiny_trace(), slots=9), lose).run()
+
+
+def test_rerouting_after_the_runs_is_caught() -> None:
+    """A reroute that comes when its layer has begun to run fails law 2."""
+
+    def late(commands: list[Command]) -> list[Command]:
+        first = [command for command in commands if not isinstance(command, Reroute)]
+        done = [command for command in first if isinstance(command, LayerDone)]
+        changed = [command for command in commands if isinstance(command, Reroute)]
+        return [*(c for c in first if c not in done), *changed, *done]
+
+    run = small_run(tiny_trace(), schedule="fallback/resident_first", slots=5)
+    with pytest.raises(AssertionError, match=r"law 2: (Run|Reroute)"):
+        with_fault(run, late).run()

@@ -1,5 +1,6 @@
 """Law 9: bytes are the sum over causes, and busy and idle time are the span, exactly."""
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import shapes, traces
 
 from moesim.simulator import registry
+from moesim.simulator.controller import Controller
 from moesim.simulator.errors import BooksError
 from moesim.simulator.ledger import check
 from moesim.simulator.messages import Copy
@@ -19,13 +21,24 @@ from moesim.simulator.testing import (
     SPLIT_AT_RANDOM,
     WISH_AT_RANDOM,
     engine,
-    logged,
     sample_spec,
     small_run,
     tiny_trace,
 )
 
 EVERY_POLICY = [(axis, name) for axis in registry.AXES for name in registry.names(axis)]
+
+
+def bytes_by_cause(run: Prepared, served: Controller) -> Counter[Cause]:
+    """Sum the copies of a log by cause, each by the size that its part had then."""
+    again, moved = run.controller(), Counter[Cause]()
+    assert served.log
+    for facts, now_ns, commands in served.log:
+        again.handle(facts, now_ns)
+        for copy in commands:
+            if isinstance(copy, Copy):
+                moved[copy.cause] += again.residency.part_bytes(copy.expert, copy.part)
+    return moved
 
 
 def check_books(run: Prepared) -> None:
@@ -37,16 +50,15 @@ def check_books(run: Prepared) -> None:
     counts = controller.counts
     check(counts, timings)
 
-    copies = [command for command in logged(controller) if isinstance(command, Copy)]
-    size = controller.residency.size
-    demanded = sum(size(copy.expert) for copy in copies if copy.cause is Cause.DEMAND)
-    ahead = sum(size(copy.expert) for copy in copies if copy.cause is Cause.PREFETCH)
-    assert counts.bytes_demand == demanded
+    moved = bytes_by_cause(run, controller)
+    ahead = moved[Cause.PREFETCH]
+    assert counts.bytes_demand == moved[Cause.DEMAND]
+    assert counts.bytes_rebalance == moved[Cause.REBALANCE]
     assert (
         counts.bytes_prefetch_useful + counts.bytes_prefetch_late + counts.bytes_prefetch_wasted
         == ahead
     )
-    assert counts.bytes_total == demanded + ahead == timings.engine_bytes["h2d"]
+    assert counts.bytes_total == sum(moved.values()) == timings.engine_bytes["h2d"]
 
     assert served.spans is not None
     busy_ns = {

@@ -38,7 +38,7 @@ def check_bound(run: Prepared) -> None:
     timings = engine(run, controller).run()
     controller.close()
     counts = controller.counts
-    limit = bounds(run.workload(), run.costs, run.memory.expert_bytes, Actions.of(counts))
+    limit = bounds(run.spec.trace, run.costs, run.memory.expert_bytes, Actions.of(counts))
     assert counts.bytes_total >= limit.bytes_min
     assert timings.span_ns >= limit.span_ns
     assert timings.gpu_busy_ns >= limit.gpu_floor_ns
@@ -95,5 +95,5 @@ def test_a_bound_can_be_reached(slots: int) -> None:
     """Where an event's own members need not leave at once, Belady moves just what must move."""
     trace = tiny_trace(prompt_tokens=0)
     run = small_run(trace, slots=slots)
-    limit = bounds(run.workload(), run.costs, run.memory.expert_bytes, Actions())
+    limit = bounds(run.spec.trace, run.costs, run.memory.expert_bytes, Actions())
     assert limit.bytes_min == bytes_moved(trace, "belady:admit=bypass", slots + trace.top_k)

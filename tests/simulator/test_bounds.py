@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
-from moesim.simulator import registry
-from moesim.simulator.bounds import Actions, Bounds, bounds
+from moesim.simulator import must_move, registry
+from moesim.simulator.bounds import Actions, Bounds, bounds, known_bounds
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
@@ -124,6 +124,20 @@ def test_unequal_experts_in_single_bytes_move_what_a_search_moves() -> None:
     for room in range(6):
         expected = searched_bytes(cut, [1] * 5, room, warm=False)
         assert expected == must_move_bytes(uses_of(events, size_E), room)
+
+
+@given(SMALL_EVENTS, st.lists(st.integers(1, 3), min_size=EXPERTS, max_size=EXPERTS), st.data())
+def test_what_is_compiled_counts_the_same(
+    events: Events, size_E: list[int], data: st.DataObject
+) -> None:
+    """Where numba is there the bytes of a long workload come from the same function, compiled."""
+    pytest.importorskip("numba")
+    room, warm = data.draw(st.integers(0, 7)), data.draw(st.booleans())
+    uses = uses_of(events, size_E)
+    expected = must_move_bytes(uses, room, warm=warm)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(must_move, "is_worth_compiling", lambda _: True)
+        assert expected == must_move_bytes(uses, room, warm=warm)
 
 
 def test_without_demands_nothing_must_move() -> None:
@@ -344,9 +358,7 @@ def test_no_random_policy_beats_the_bounds(
     """Whatever is evicted, staged, placed, prefetched and cut, a run stays above its bounds."""
     trace, costs, budget_bytes = workload
     counts, timings = run(trace, costs, budget_bytes, (AnyCache, prefetch, schedule), seed)
-    assert_bounded(
-        counts, timings, bounds(Workload(trace), costs, budget_bytes, Actions.of(counts))
-    )
+    assert_bounded(counts, timings, bounds(trace, costs, budget_bytes, Actions.of(counts)))
 
 
 @cache
@@ -375,9 +387,7 @@ def test_no_built_in_policy_beats_the_bounds(
     sizes = [layer.expert_bytes for layer in costs.shape.layers]
     budget_bytes = budget_bytes * trace.layers + 2 * max(sizes)
     counts, timings = run(trace, costs, budget_bytes, (cache, prefetch, schedule))
-    assert_bounded(
-        counts, timings, bounds(Workload(trace), costs, budget_bytes, Actions.of(counts))
-    )
+    assert_bounded(counts, timings, bounds(trace, costs, budget_bytes, Actions.of(counts)))
 
 
 PLAIN = (LeastRecentlyUsed, NoPrefetch, ResidentFirst)
@@ -402,7 +412,7 @@ def test_the_bound_without_prefetch_is_the_chain_that_the_routers_force() -> Non
     issue of the copy (2) and the expert after it (1), which nothing overlaps.
     """
     trace, costs = alternating(), hand_costs()
-    limit = bounds(Workload(trace), costs, 10**6, Actions())
+    limit = bounds(trace, costs, 10**6, Actions())
     assert limit.span_ns == 2 * (10_000 + 500 + 10_000 + 1_000 + 105_000)
     assert limit.span_ns // 2 == limit.tpot_ns
     assert limit.bytes_min == 2 * 10**6
@@ -422,9 +432,9 @@ def test_the_bound_without_prefetch_is_the_chain_that_the_routers_force() -> Non
 
 def test_the_bound_with_prefetch_is_the_longest_resource() -> None:
     """Copies may overlap everything: two of 105 µs are longer than the chain of 2 x 37.5."""
-    limit = bounds(Workload(alternating()), hand_costs(), 10**6, Actions(prefetch=True))
+    limit = bounds(alternating(), hand_costs(), 10**6, Actions(prefetch=True))
     assert limit.span_ns == 2 * 105_000
-    roomy = bounds(Workload(alternating()), hand_costs(), 2 * 10**6, Actions(True, False, True))
+    roomy = bounds(alternating(), hand_costs(), 2 * 10**6, Actions(True, False, True))
     assert roomy.bytes_min == 0
     assert roomy.span_ns == 2 * (10_000 + 500 + 10_000 + 1_000 + 16_000)
 
@@ -435,7 +445,7 @@ def test_transfer_is_what_more_bytes_than_needed_cost() -> None:
     shape = CostShape.from_bytes([10**6], [500_000], experts=3, top_k=1, head_bytes=10**6)
     costs = CostModel(round_machine(), round_runtime(), shape)
     counts, timings = run(trace, costs, 2 * 10**6, PLAIN)
-    limit = bounds(Workload(trace), costs, 2 * 10**6, Actions())
+    limit = bounds(trace, costs, 2 * 10**6, Actions())
     assert (counts.misses, limit.bytes_min // 10**6) == (6, 4)
     assert split(timings, limit).transfer_ns == 2 * 105_000
 
@@ -481,15 +491,25 @@ def test_equal_experts_share_gpu_and_cpu_by_their_rates() -> None:
 def test_a_trace_of_prompts_has_no_bound_on_tpot() -> None:
     """Without decode steps TPOT is absent, not zero."""
     trace = trace_of([([[[0]], [[1]]], [])], experts=2)
-    limit = bounds(Workload(trace), hand_costs(), 2 * 10**6, Actions())
+    limit = bounds(trace, hand_costs(), 2 * 10**6, Actions())
     assert limit.tpot_ns is None
     assert limit.decode_gaps == 0
+
+
+def test_a_signal_that_costs_time_has_bounds_of_its_own() -> None:
+    """Bounds are kept for equal machines alone: who looks ahead pays for it in every layer."""
+    plain = hand_costs()
+    looks = CostModel(plain.profile, plain.runtime, plain.shape, looks_ahead=True)
+    looks._dense_fixed_ns += 1_000  # this runtime looks ahead for nothing
+    trace = alternating(decode_tokens=3)
+    first, second = (known_bounds(trace, costs, 10**6, Actions()) for costs in (plain, looks))
+    assert second.span_ns == first.span_ns + trace.tokens * trace.layers * 1_000
 
 
 def test_a_run_outside_the_actions_is_refused() -> None:
     """The distance of a run that prefetched is not measured against the bound without."""
     trace, costs = alternating(decode_tokens=3), hand_costs()
-    limit = bounds(Workload(trace), costs, 2 * 10**6, Actions())
+    limit = bounds(trace, costs, 2 * 10**6, Actions())
     _, timings = run(trace, costs, 2 * 10**6, PLAIN)
     timings.engine_bytes["h2d"] = 10**6
     with pytest.raises(BooksError, match="beats the bounds for demand copies alone"):
@@ -544,6 +564,6 @@ def test_belady_with_bypass_is_near_the_bound(share: float) -> None:
     schedule = registry.parse("schedule", "resident_first").build(run)
     controller = Controller(run, spec.build(run), prefetch, schedule)
     count(controller, Workload(trace), budget_bytes=run.budget_bytes)
-    limit = bounds(Workload(trace), costs, cache_bytes, Actions())
+    limit = bounds(trace, costs, cache_bytes, Actions())
     assert limit.bytes_kind == "belady_bypass"
     assert limit.bytes_min <= controller.counts.bytes_total <= 1.05 * limit.bytes_min

@@ -271,7 +271,8 @@ def test_everything_that_ships_fits_together(machine: str, runtime: str, model: 
     assert [time > 0 for time in times] == [True] * 5
     assert costs.copy_ns(expert_bytes) > costs.experts_gpu_ns(0, [1]) - costs.experts_gpu_ns(0, [0])
     is_measured = (machine, runtime) == ("h100-sxm-measured", "moesim-graph")
-    assert costs.evidence == ("measured" if is_measured else "estimated")
+    assert costs.evidence == "estimated"  # on the H100 as well: what comes between two copies
+    assert costs.terms["dense"].evidence == ("measured" if is_measured else "estimated")
     assert 0 < costs.band < 1
 
 
@@ -342,9 +343,9 @@ def test_accelerate_takes_what_was_measured() -> None:
 
 
 def test_copies_and_experts_take_what_was_measured() -> None:
-    """174.9 µs for a Qwen3 expert in a row, 36.4 µs for a run of eight, 128 µs for Mixtral's."""
+    """174.9 + 1.3 µs for a Qwen3 expert, 36.4 µs for a run of eight, 128 µs for one of Mixtral."""
     qwen = on("h100-sxm-measured", "moesim-graph", "qwen3-30b-a3b")
-    assert pytest.approx(174.9, rel=0.005) == qwen.copy_ns(9 * 2**20) / 1e3
+    assert pytest.approx(176.2, rel=0.005) == qwen.copy_ns(9 * 2**20) / 1e3
     assert pytest.approx(36.4, rel=0.03) == qwen.experts_gpu_ns(0, [1] * 8) / 1e3
     mixtral = on("h100-sxm-measured", "moesim-graph", "mixtral-8x7b")
     assert pytest.approx(6.43, rel=0.02) == mixtral.copy_ns(336 * 2**20) / 1e6
@@ -355,7 +356,8 @@ def test_moe_infinity_loses_a_third_of_a_millisecond_per_copy() -> None:
     """About half of the transfer of 17 MB at PCIe 4.0 speed."""
     ours = on("a6000", "moesim-graph", "qwen1.5-moe-a2.7b").copy_ns(17 * MB)
     theirs = on("a6000", "moe-infinity-oss", "qwen1.5-moe-a2.7b").copy_ns(17 * MB)
-    assert theirs - ours == 330_000
+    between_ours_ns = 1_290
+    assert theirs - ours == 330_000 - between_ours_ns
     assert pytest.approx(0.5, rel=0.1) == (theirs - ours) / ours
 
 
@@ -374,9 +376,13 @@ def test_prompts_have_launch_costs_of_their_own_where_they_are_given() -> None:
     assert plain.launch_run_ns(3, is_prompt=True) == plain.launch_run_ns(3) == 8_000
     assert plain.launch_prompt_layer_ns == plain.launch_layer_ns == 10_000
     given = CostModel.for_tests(
-        runtime={"launch_prompt_layer_ns": 70_000, "launch_prompt_expert_ns": 2_000}
+        runtime={
+            "launch_prompt_layer_ns": 70_000,
+            "launch_prompt_expert_ns": 2_000,
+            "launch_prompt_run_ns": 50_000,
+        }
     )
-    assert given.launch_run_ns(3, is_prompt=True) == 11_000
+    assert given.launch_run_ns(3, is_prompt=True) == 56_000
     assert given.launch_run_ns(3) == 8_000
     assert given.launch_prompt_layer_ns == 70_000
 

@@ -42,6 +42,7 @@ class Recorder:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self.residency = controller.residency
         self.initial = controller.initial
         self.compute = controller.compute
         self.calls: list[tuple[list[Fact], int, list[Command], bool]] = []
@@ -177,7 +178,6 @@ class Reference:
                 ends_ns[job.number] = job.ends_ns
             waiting.remove(job)
 
-
     def _awaited(self, job: Job, ends_ns: dict[int, int]) -> list[int]:
         """Return from when each job that this one waits for lets it begin."""
         more_ns = self.costs.run_after_copy_ns if job.server == "gpu" else 0
@@ -291,6 +291,7 @@ def test_every_time_is_that_of_the_reference(data: st.DataObject) -> None:
             "launch_per_expert_ns": draw(durations),
             "launch_prompt_layer_ns": draw(durations),
             "launch_prompt_expert_ns": draw(durations),
+            "launch_prompt_run_ns": draw(durations),
             "router_wait_ns": draw(durations),
             "poll_ns": draw(durations),
             "dense_fixed_ns": draw(st.integers(1, 6)),

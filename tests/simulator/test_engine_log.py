@@ -36,6 +36,22 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     assert read.read_bytes_N is None
 
 
+def test_a_spreadsheets_log_is_read(tmp_path: Path) -> None:
+    """A byte order mark is no part of a column's name, and a cell may hold line breaks."""
+    path = tmp_path / "tokens.csv"
+    path.write_text('wall_ms,note\n2.5,"two\nlines"\n\n1.5,\n', encoding="utf-8-sig")
+    assert read_log(path).time_ns_N.tolist() == [2_500_000.0, 1_500_000.0]
+
+
+def test_bytes_that_are_all_0_say_nothing(tmp_path: Path) -> None:
+    """An engine that counts no bytes is taken as one that has no such column."""
+    path = tmp_path / "tokens.csv"
+    path.write_text("wall_ms,read_bytes\n2.5,0\n1.5,0\n")
+    found = read_log(path)
+    assert found.read_bytes_N is None
+    assert found.columns == {"time": "wall_ms"}
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
@@ -47,6 +63,10 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ("step,gap\n1,2\n", "time=gap", "the name does not say its unit; end it in _s, _ms"),
         ("step,gap_ms\n1,2\n", "time=gap_us", "no column gap_us; there are step, gap_ms"),
         ("# only\n", "", "no rows below a header"),
+        ('step,wall_ms\n"a\nb",2\n3,0\n', "", "line 4: wall_ms is '0'"),
+        ("step,wall_ms\n1," + "9" * 200_000 + "\n", "", "line 2: field larger than"),
+        ("wall_ms\n1\n", "time=wall_ms,time=wall_ms", "time is given twice"),
+        ("wall_ms,b\n1,0\n", "bytes=b", "b is 0 in every row; leave it out of --log-columns"),
     ],
 )
 def test_a_bad_log_is_one_line(tmp_path: Path, text: str, columns: str, message: str) -> None:
@@ -55,7 +75,7 @@ def test_a_bad_log_is_one_line(tmp_path: Path, text: str, columns: str, message:
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
         read_log(path, parse_columns(columns) if columns else None)
-    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).startswith((str(path), "--log-columns"))
     assert "\n" not in str(caught.value)
 
 

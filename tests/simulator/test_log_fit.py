@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from moesim.hardware_profiles.writing import write_machine, write_runtime
 from moesim.simulator.engine_log import EngineLog
 from moesim.simulator.errors import InputError
-from moesim.simulator.fitted_profile import Constants, write_machine, write_runtime
+from moesim.simulator.fitted_profile import Constants
 from moesim.simulator.log_fit import LogFit, decode_bytes, fit_log
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.runs import RunSpec, prepare

@@ -55,3 +55,10 @@ def test_attainment_and_goodput_count_the_refused() -> None:
     assert row["slo_attainment"] == pytest.approx(1 / 3)
     assert row["goodput_per_s"] == 2
     assert row["refused"] == 2
+
+
+def test_where_all_who_were_promised_something_are_refused_nothing_was_kept() -> None:
+    """Attainment and goodput are 0, not unknown."""
+    counts = ServerCounts(refused_queue_full=2, refused_promised=2)
+    row = request_fields([times(0, 0, 6)], counts, steps=1, span_ns=500 * MS)
+    assert (row["slo_attainment"], row["goodput_per_s"]) == (0, 0)

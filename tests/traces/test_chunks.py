@@ -8,7 +8,16 @@ import pytest
 
 from moesim.traces import RoutingTrace, TraceError, describe, iter_requests, load, synthetic, write
 from moesim.traces.chained import Chained
-from moesim.traces.chunks import INDEX, check_whole, cut, read_chunks, sniff, write_chunks
+from moesim.traces.chunks import (
+    INDEX,
+    Index,
+    check_whole,
+    cut,
+    read_chunks,
+    read_index,
+    sniff,
+    write_chunks,
+)
 
 
 @pytest.fixture
@@ -22,6 +31,13 @@ def folder(trace: RoutingTrace, tmp_path: Path) -> Path:
     """Return it in chunks of two requests."""
     write_chunks(cut(trace, 15), tmp_path / "long")
     return tmp_path / "long"
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change keys of an index and its own hash with them, as whoever knows the format could."""
+    index = read_index(folder)
+    changed = Index.model_validate(index.model_dump() | changes)
+    (folder / INDEX).write_text(changed.sealed().model_dump_json())
 
 
 def test_every_array_and_the_id_come_back(trace: RoutingTrace, folder: Path) -> None:
@@ -120,11 +136,45 @@ def test_a_changed_chunk_is_told_when_it_is_opened(folder: Path) -> None:
 
 def test_a_wrong_id_in_the_index_is_found(folder: Path) -> None:
     """Whoever writes another content hash into the index is found out by the full check."""
-    index = folder / INDEX
-    found = json.loads(index.read_text())
-    index.write_text(json.dumps(found | {"content_hash": "0" * 64}))
+    edit(folder, content_hash="0" * 64)
     with pytest.raises(TraceError, match="content_hash: not the content's"):
         check_whole(read_chunks(folder), folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ["one", "two"]},
+        {"content_hash": "0" * 64},
+        {"last_position": 99},
+    ],
+)
+def test_an_edited_index_is_refused(folder: Path, change: dict[str, object]) -> None:
+    """Labels, id and figures count only as they were written: results name the trace by them."""
+    index = folder / INDEX
+    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    with pytest.raises(TraceError, match=f"{INDEX}: was edited; write the trace again"):
+        load(folder)
+
+
+def test_an_edited_header_is_refused(folder: Path) -> None:
+    """So does the model whose routing it is."""
+    index = folder / INDEX
+    found = json.loads(index.read_text())
+    index.write_text(json.dumps(found | {"header": found["header"] | {"model": "another"}}))
+    with pytest.raises(TraceError, match=f"{INDEX}: was edited"):
+        load(folder)
+
+
+def test_a_chunk_has_the_rows_that_the_index_says(folder: Path) -> None:
+    """Rows moved from one chunk to its neighbour are told when the first of them is opened."""
+    chunks = [chunk.model_dump() for chunk in read_index(folder).chunks]
+    chunks[0]["tokens"], chunks[1]["tokens"] = 13, 15
+    edit(folder, chunks=chunks)
+    with pytest.raises(
+        TraceError, match="chunk-000000.safetensors: 14 rows of 2 requests, but index.json says 13"
+    ):
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,16 @@ def test_a_plain_log_gives_seconds(tmp_path: Path) -> None:
         ),
         (AZURE, "no requests in it"),
         ('{"timestamp": 3}\n', "line 1: expected an object with timestamp"),
+        (
+            '{"timestamp": 3, "input_length": 3.9, "output_length": 1}\n',
+            "line 1: expected an object with timestamp",
+        ),
+        (AZURE + f"2023-11-16 18:15:46,{2**63},1\n", "line 2: "),
+        (AZURE + f"2023-11-16 18:15:46,1,{'9' * 200_000}\n", "line 2: "),
+        (
+            f'{{"timestamp": 3, "input_length": {2**63}, "output_length": 1}}\n',
+            "line 1: expected an object with timestamp",
+        ),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, text: str, line: str) -> None:
@@ -65,6 +75,18 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, line: str) -> None:
     with pytest.raises(TraceError, match="log.csv") as caught:
         load_requests(path)
     assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["cut", "changed"])
+def test_a_damaged_compressed_log_is_named(tmp_path: Path, fault: str) -> None:
+    """A download that broke off, or a byte that changed, is one line."""
+    path = put(tmp_path, "log.csv.gz", AZURE + "2023-11-16 18:15:46,374,1\n" * 500)
+    content = bytearray(path.read_bytes())
+    content[40] ^= 0xFF
+    path.write_bytes(path.read_bytes()[:60] if fault == "cut" else content)
+    with pytest.raises(TraceError, match="log.csv.gz: damaged .*; copy it again") as caught:
+        load_requests(path)
     assert "\n" not in str(caught.value)
 
 

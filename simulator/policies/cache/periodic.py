@@ -45,8 +45,9 @@ class Periodic(CachePolicy):
         adapt: Predict before every prompt, and change the set only if the latest prompts would
             have saved more bytes in ``period`` prompts than the change moves.
         ask: Have the prediction computed beside the host, as eMoE's own process does: the set
-            changes when the answer comes, after the time given with ``--ask predict_use=TIME``
-            (moesim train-predictor measures it). Without it an answer takes no time.
+            changes with the first step after the answer, which takes the time that is given with
+            ``--ask predict_use=TIME`` (moesim train-predictor measures it). Without it an answer
+            takes no time.
         scope: ``per_layer`` for an equal share of each layer (the paper's L); ``global`` takes the
             most used of all layers.
         staging: Slots for experts that pass through; none takes the top-k of one layer. With 0 a
@@ -108,7 +109,7 @@ class Periodic(CachePolicy):
         self._pending: list[int] = []
         self._next = 0
         self._asks = ask
-        self._question: Floats | None = None
+        self._question: list[list[float]] | None = None
 
     @classmethod
     def needs_for(cls, options: Mapping[str, Any]) -> frozenset[str]:
@@ -177,7 +178,7 @@ class Periodic(CachePolicy):
             return
         score_LE = self._weighed(use_LE, view)
         if self._asks:
-            self._question = score_LE
+            self._question = score_LE.tolist()
         else:
             self._take(score_LE)
 
@@ -190,10 +191,9 @@ class Periodic(CachePolicy):
         """Return what is told; the time that it takes is the run's."""
         return question
 
-    def on_answer(self, name: str, answer: Any, view: View) -> Sequence[int]:  # noqa: ANN401
-        """Return what the set lacks now."""
-        self._take(answer)
-        return self._pending
+    def on_answer(self, name: str, answer: Any, view: View) -> None:  # noqa: ANN401
+        """Make the set of the prediction; the next step begins with its copies."""
+        self._take(np.asarray(answer, np.float64))
 
     def _take(self, score_LE: Floats) -> None:
         """Make the set of a prediction, unless a change would not pay."""

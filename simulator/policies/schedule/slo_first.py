@@ -1,11 +1,10 @@
 """Serve the request whose first token is due first."""
 
-from moesim.simulator.policies.base import UNLIMITED_BYTES, Request, View
+from moesim.simulator.policies.base import Request, View
 from moesim.simulator.policies.batching import Batching, Rank
+from moesim.simulator.terms import FOREVER_NS
 
 __all__ = ["SloFirst"]
-
-NEVER_NS = UNLIMITED_BYTES
 
 
 class SloFirst(Batching):
@@ -24,5 +23,5 @@ class SloFirst(Batching):
     def rank(self, request: Request, view: View) -> Rank:
         """Return whether it is too late, then the deadline."""
         promised_ns = request.slo.ttft_ns
-        due_ns = NEVER_NS if promised_ns is None else request.arrived_ns + promised_ns
+        due_ns = FOREVER_NS if promised_ns is None else request.arrived_ns + promised_ns
         return int(due_ns < view.now_ns), due_ns, request.arrived_ns, request.number

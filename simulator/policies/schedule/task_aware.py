@@ -105,9 +105,9 @@ class TaskAware(Batching):
 
 
 def mean_answers(trace: RoutingTrace) -> Mapping[str, float]:
-    """Return the mean length of the answers of each task; of all under the empty name."""
+    """Return the mean length of the answers of each task; under the empty name that of all."""
     lengths: dict[str, list[int]] = {}
     for task, tokens in zip(trace.task_R, trace.output_tokens_R.tolist(), strict=True):
         lengths.setdefault(task, []).append(max(1, tokens))
     means = {task: float(np.mean(values)) for task, values in lengths.items()}
-    return {"": float(np.mean([v for values in lengths.values() for v in values])), **means}
+    return {**means, "": float(np.mean([v for values in lengths.values() for v in values]))}

@@ -24,6 +24,13 @@ SIMULATE = ("--hardware", "rtx4090", "--cost-of", "mixtral-8x7b", "--format", "i
         (("--slots", "25%", "--cache", "lru:scop=global"), "no option of cache policy lru 'scop'"),
         (("--slots", "25%", "--cache", "lru:scope=all"), "expected global | per_layer"),
         (("--slots", "25%", "--cache", "lru:scope"), "option scope has no value"),
+        (
+            ("--slots", "25%", "--cache", "lru:scope=global,scope=per_layer"),
+            "cache policy lru: option scope is given twice",
+        ),
+        (("--slots", "25%", "--ask", "a=1ms", "--ask", "a=2ms"), "a is given twice"),
+        (("--slots", "25%", "--ask", "a=soon"), "expected NAME=TIME"),
+        (("--slots", "25%", "--ask", "a=1ms"), "--ask a=1ms: no policy of this run asks"),
         (("--slots", "25%", "--cache", "insert_cap"), "guards another"),
         (("--slots", "25%", "--cache", "lru/lfu"), "guards no other"),
         (("--slots", "25%", "--cache", "static"), "--profile-trace"),

@@ -5,6 +5,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 from moesim.simulator import registry
 
 
@@ -103,3 +105,18 @@ def test_any_csv_is_read_by_a_map(cli, tmp_path: Path):
     outcome = cli("trace", "info", table, "--map", "token=tok,layer=lay,experts=ids", "--json")
     assert outcome.code == 0
     assert '"tokens": 2' in outcome.out
+
+
+@pytest.mark.parametrize("command", ["plan", "frontier"])
+def test_help_speaks_of_what_the_command_does(cli, command: str) -> None:
+    """Where nothing arrives, nobody is told how many may arrive."""
+    shown = cli(command, "--help").out
+    assert "Replay the first N requests" in shown
+    assert "arrive" not in shown
+    assert "Who is served" not in shown
+
+
+def test_help_counts_the_ways_to_say_memory_right(cli) -> None:
+    """Calibrating from a log takes two of them, simulating three: the heading suits both."""
+    for command in ("calibrate", "simulate"):
+        assert "How much memory (one of these;" in cli(command, "--help").out

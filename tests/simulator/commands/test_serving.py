@@ -53,7 +53,16 @@ def test_the_same_arrivals_have_the_same_run(simulate) -> None:
     [
         (("--max-batch", 4), "--max-batch is for requests that arrive; add --arrivals"),
         (("--slo", "ttft=5"), "--slo is for requests that arrive; add --arrivals"),
-        ((*ARRIVALS, "--batching", "fifo"), "no schedule policy 'fifo'"),
+        (("--kv", "1KiB"), "--kv is for requests that arrive; add --arrivals"),
+        ((*ARRIVALS, "--batching", "fifo"), "no batching 'fifo'; "),
+        (
+            (*ARRIVALS, "--batching", "cache_prior"),
+            "there are: fcfs, shortest_first, slo_first, task_aware",
+        ),
+        (
+            (*ARRIVALS, "--batching", "fcfs:max_batch=4", "--max-batch", 8),
+            "option max_batch is given twice",
+        ),
         (
             (*ARRIVALS, "--schedule", "fcfs/on_demand", "--chunk", 8),
             "--chunk: --schedule fcfs/on_demand forms batches itself",
@@ -84,7 +93,8 @@ def test_plan_says_what_fits(cli, sample: Path) -> None:
     """A line for each machine and question, with the division of VRAM."""
     costs = ("--cost-of", "mixtral-8x7b", "--format", "int4", "--slots", "25%")
     machines = ("--hardware", "rtx4090", "--hardware", "h100-sxm")
-    done = cli("plan", sample, *costs, *machines, "--max-prompt", "--max-batch", "--context", 2048)
+    fits = ("--fit", "prompt", "--fit", "batch", "--context-tokens", 2048)
+    done = cli("plan", sample, *costs, *machines, *fits)
     assert done.code == 0
     text = " ".join(done.out.split())
     assert text.count("tokens, 1 at a time (experts ") == 2
@@ -95,7 +105,7 @@ def test_plan_wants_memory_or_an_objective(cli, sample: Path) -> None:
     """A room for experts beside an objective is refused: it is what is searched for."""
     done = cli("plan", sample, "--hardware", "rtx4090", "--tpot", 5, "--slots", "25%")
     assert done.code == 1
-    assert "how much memory is what is searched for" in done.err
+    assert "--slots goes with --fit prompt or --fit batch" in done.err
 
 
 def test_a_sweep_serves(cli, sample: Path, tmp_path: Path) -> None:
@@ -105,7 +115,7 @@ def test_a_sweep_serves(cli, sample: Path, tmp_path: Path) -> None:
         f"base: {{trace: {sample}, hardware: rtx4090, cost_of: mixtral-8x7b, format: int4}}\n"
         'grid:\n  arrivals: ["file:own.csv"]\n  max_batch: [1, 2]\n  slots: ["40%"]\n'
     )
-    done = cli("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out.csv")
+    done = cli("sweep", tmp_path / "sweep.yaml", "--output", tmp_path / "out.csv")
     assert done.code == 0, done.err
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert len(lines) == 3

@@ -1,9 +1,13 @@
 """``moesim sweep`` as a user calls it; what is in the results is tested with `run_sweep`."""
 
 import csv
+import inspect
 from pathlib import Path
 
 import pytest
+
+from moesim.simulator.commands.simulate import simulate
+from moesim.simulator.sweep_file import RunOptions
 
 
 @pytest.fixture
@@ -55,3 +59,24 @@ def test_what_cannot_be_done_is_one_line(cli, sweep_file: Path, words, message: 
     assert done.code == 1
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def test_whatever_can_be_simulated_can_be_swept() -> None:
+    """The keys of a sweep are the options of ``moesim simulate``, but for what it writes."""
+    written = {"json_out", "csv_out", "timeline", "plot", "dark", "quiet"}
+    options = {*inspect.signature(simulate).parameters} - written
+    renamed = {"mapping": "map"}
+    assert {renamed.get(name, name) for name in options} == RunOptions.model_fields.keys()
+
+
+def test_what_a_policy_asks_for_has_a_time_in_a_sweep(cli, sample: Path, tmp_path: Path) -> None:
+    """``ask`` is a key like any other: each time makes a run of its own."""
+    (tmp_path / "sweep.yaml").write_text(
+        f"base: {{trace: {sample}, hardware: rtx4090, cost_of: mixtral-8x7b, format: int4,"
+        ' requests: 1, slots: 25%, prefetch: "expert_map:history=4"}\n'
+        "grid: {ask: [expert_map_search=1us, expert_map_search=2us]}\n",
+        encoding="utf-8",
+    )
+    listed = cli("sweep", tmp_path / "sweep.yaml", "-o", tmp_path / "out.csv", "--dry-run")
+    assert listed.code == 0, listed.err
+    assert "2 runs, 2 different" in listed.out

@@ -15,6 +15,7 @@ CACHES = [
     "lfu:count=lifetime",
     "lfru",
     "belady",
+    "lcp:omega=4",
     "static:order=uniform",
     "transient",
 ]

@@ -30,6 +30,8 @@ CACHES = [
     "lfru:count=lifetime",
     "lfru:scope=per_layer",
     "belady",
+    "lcp",
+    "lcp:rho=1",
     "static:order=uniform",
     "static:order=frequency,scope=per_layer",
     "transient",
@@ -115,6 +117,7 @@ runtimes = st.fixed_dictionaries(
         "copy_issue_ns": durations,
         "launch_layer_ns": durations,
         "launch_run_ns": durations,
+        "launch_prompt_run_ns": durations,
         "router_wait_ns": durations,
         "poll_ns": durations,
         "dense_fixed_ns": durations,
@@ -123,6 +126,7 @@ runtimes = st.fixed_dictionaries(
         "expert_while_copying_ns": durations,
         "head_fixed_ns": durations,
         "decision_ns": st.tuples(durations, st.integers(0, 1), st.integers(0, 1)),
+        "decision_place": st.sampled_from(["host", "host", "device"]),
     }
 )
 

@@ -1,17 +1,27 @@
 """Compiled loops are kept where that can be, and compiled anew where it cannot."""
 
-from collections.abc import Callable
+from types import FunctionType
 
+import numpy as np
 import pytest
 
 caching = pytest.importorskip("numba.core.caching")
 
+STEP = 1
+TABLE = np.arange(3)
 
-def _make(digest: int) -> Callable[[int], int]:
-    def add(number: int) -> int:
-        return number + 1 + digest * 0
 
-    return add
+def _add(number: int) -> int:
+    return number + STEP + TABLE[0]
+
+
+def _add_again(number: int) -> int:
+    return _add(number) + STEP
+
+
+def _copied(function: FunctionType, **constants: object) -> FunctionType:
+    """Return the function as if its module had other constants."""
+    return FunctionType(function.__code__, {**function.__globals__, **constants}, "copied")
 
 
 def test_an_installation_that_cannot_be_written_still_runs(
@@ -21,16 +31,16 @@ def test_an_installation_that_cannot_be_written_still_runs(
     from moesim.simulator.compiled.jit import entry  # noqa: PLC0415  after importorskip
 
     monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
-    assert entry(_make)(1) == 2
+    assert entry()(_copied(_add))(1) == 2
 
 
-def test_what_is_kept_depends_on_all_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another digest of the sources is another function to numba's cache."""
-    from moesim.simulator.compiled import jit  # noqa: PLC0415  after importorskip
+def test_what_is_kept_is_named_by_all_that_went_into_it() -> None:
+    """Another constant, or another one of a function that it calls, gives another file."""
+    from moesim.simulator.compiled.jit import entry, jit  # noqa: PLC0415  after importorskip
 
-    keys = []
-    for digest in (1, 2):
-        monkeypatch.setattr(jit, "_digest", lambda digest=digest: digest)
-        function = jit.entry(_make)
-        keys.append([cell.cell_contents for cell in function.py_func.__closure__])
-    assert keys == [[1], [2]]
+    def name(**constants: object) -> str:
+        called = jit(_copied(_add, **constants))
+        return str(entry()(_copied(_add_again, _add=called)).py_func.__qualname__)
+
+    assert name() == name()
+    assert len({name(), name(STEP=2), name(TABLE=np.arange(1, 4))}) == 3

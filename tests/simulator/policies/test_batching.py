@@ -1,12 +1,14 @@
 """Request schedulers: who joins, in which order, with how much of a prompt."""
 
+from dataclasses import replace
+
 import pytest
 
 from moesim.simulator import registry
 from moesim.simulator.errors import InputError, PolicyError
 from moesim.simulator.policies.base import Request, RunInfo, SchedulePolicy, Turn, View
 from moesim.simulator.policies.batching import Batching
-from moesim.simulator.policies.schedule.task_aware import TaskAware
+from moesim.simulator.policies.schedule.task_aware import TaskAware, mean_answers
 from moesim.simulator.residency import Residency
 from moesim.simulator.serving.spec import Serving
 from moesim.simulator.terms import Slo
@@ -123,7 +125,7 @@ def test_a_schedule_that_gives_kv_room_away_twice_is_stopped() -> None:
 @pytest.mark.parametrize("option", ["max_batch=0", "chunk=0"])
 def test_a_batch_of_nobody_is_refused(option: str) -> None:
     """The option and what is expected are named."""
-    with pytest.raises(InputError, match=option):
+    with pytest.raises(InputError, match=f"schedule policy fcfs: option {option}: expected"):
         policy(f"fcfs:{option}")
 
 
@@ -180,3 +182,13 @@ def test_a_run_info_says_how_much_kv_there_is() -> None:
     )
     info: RunInfo = run.controller()._run
     assert info.kv_bytes == 3000
+
+
+def test_a_task_nobody_knows_is_expected_to_answer_as_all_do_on_average() -> None:
+    """Requests without a label are a task of their own: they do not stand for all."""
+    trace = tiny_trace(layers=2)
+    lengths = trace.output_tokens_R.tolist()
+    named = replace(trace, task_R=("", *["go"] * (trace.requests - 1)))
+    found = mean_answers(named)
+    assert found[""] == pytest.approx(sum(lengths) / len(lengths))
+    assert found["go"] == pytest.approx(sum(lengths[1:]) / len(lengths[1:]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moesim.simulator.engine_counts import count
-from moesim.simulator.errors import InputError, PolicyError
+from moesim.simulator.errors import CapabilityError, InputError, PolicyError
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import Command, Copy
 from moesim.simulator.policies.base import CachePolicy, View
@@ -238,3 +238,44 @@ def test_what_a_cache_policy_brings_in_exists(*, expert: int, fails: bool) -> No
         count(controller, run.workload(), budget_bytes=run.memory.expert_bytes)
         assert controller.counts.bytes_rebalance == BYTES
         assert controller.counts.bytes_demand == 2 * BYTES
+
+
+def test_all_experts_at_first_need_room_for_all() -> None:
+    """The paper exceeds the budget at its first prompt, which no run can yet; with room it may."""
+    trace = prompts([(0, 1)])
+    with pytest.raises(CapabilityError, match="first=all holds 6000000 bytes"):
+        served(trace, "first=all,staging=0")
+    counts, copies = served(trace, "first=all,staging=0", slots=EXPERTS)
+    assert (counts.misses, copies) == (0, [])
+
+
+def test_without_staging_a_miss_takes_the_room_of_the_least_used() -> None:
+    """Experts 0 and 1 of three held are used once more; 2, used never, gives its room to 5."""
+    trace = prompts([(0, 1), (0, 1), (0, 5)], tokens=2)
+    counts, copies = served(trace, "period=1,window=1,staging=0", slots=3)
+    assert [copy.expert for copy in copies if copy.cause is Cause.DEMAND] == [5]
+    assert counts.misses == 1
+
+
+def asked(ask_ns: int) -> int:
+    """Return the misses of three prompts, of which the second changes its experts."""
+    run = small_run(
+        prompts([(0, 1), (4, 5), (4, 5)]),
+        cache="periodic:period=1,window=1,ask=true",
+        schedule="resident_first",
+        slots=4,
+        ask_ns={"predict_use": ask_ns},
+    )
+    return run.replay().counts.misses
+
+
+def test_an_asked_prediction_comes_when_its_time_is_over() -> None:
+    """One that takes no time is held from the third prompt's second step; a slow one comes late."""
+    assert asked(1) < asked(10**12)
+
+
+def test_a_prediction_without_a_known_cost_is_refused() -> None:
+    """The run names the ask whose time nobody gave."""
+    run = small_run(prompts([(0, 1)] * 3), cache="periodic:period=1,window=1,ask=true", slots=4)
+    with pytest.raises(CapabilityError, match="asks for 'predict_use'.* --ask predict_use=380ms"):
+        run.replay()

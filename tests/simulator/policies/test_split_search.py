@@ -18,8 +18,8 @@ FEW_N = np.minimum(1.0, np.arange(17) / 4)
 COPY_NS = 1_000_000
 
 
-def figures(hit_N: NDArray[np.float64] = EVEN_N, *, right: float = 1.0) -> LayerFigures:  # noqa: N803  a shape suffix
-    """Return a layer whose predictions are as often cached as its uses; an expert has 1,600 bytes."""
+def figures(hit_N: NDArray[np.float64] = EVEN_N, *, right: float = 1.0) -> LayerFigures:
+    """Return a layer of experts of 1,600 bytes; predictions are as often cached as uses."""
     return LayerFigures(
         hit_N=hit_N,
         right_K=np.full(4, right),
@@ -44,7 +44,10 @@ def test_without_a_window_experts_stay_whole() -> None:
     found = split_layer(figures(), 8 * 1600, 0, 16)
     assert (found.pieces, found.tops) == (16, 8)
     assert found.ready == pytest.approx(2.0)
-    assert found.exposed_ns == pytest.approx(2 * COPY_NS - COPY_NS * 2 / 4)
+    chances = [4, 6, 4, 1]  # of 16, that 1, 2, 3, 4 of the experts miss
+    waits = [missing - (4 - missing) / 4 for missing in range(1, 5)]
+    expected = sum(c * w for c, w in zip(chances, waits, strict=True)) / 16
+    assert found.exposed_ns == pytest.approx(COPY_NS * expected)
 
 
 def test_where_few_are_used_experts_stay_whole() -> None:
@@ -82,13 +85,32 @@ def test_alike_layers_keep_even_shares() -> None:
     assert len({(split.pieces, split.tops) for split in found}) == 1
 
 
+def test_nothing_of_a_budget_is_left() -> None:
+    """Shares of 4.9 experts hold four whole ones each; what is over is one more for most layers."""
+    found = share_budget([figures(right=0.0)] * 10, 49 * 1600, pieces=1)
+    assert sum(split.tops for split in found) == 49
+    assert {split.pieces for split in found} == {1}
+
+
 def test_statistics_count_places_in_the_order_of_priority() -> None:
-    """Of two uses one stood first and one was unknown; the best prediction was right once in two."""
+    """Of two uses one stood first, one was unknown; the best prediction was right once in two."""
     known = SplitStatistics(2, 4, 2)
-    known.learn(1, ranked=[7, 5], activated=[7, 4], foreseen=[7, 5])
-    known.learn(1, ranked=[], activated=[], foreseen=[6, 5])
+    assert known.is_empty
+    for layer in (0, 1):
+        known.learn(layer, ranked=[7, 5], activated=[7, 4], foreseen=[7, 5])
+        known.learn(layer, ranked=[], activated=[], foreseen=[6, 5])
     assert known.hit_N(1).tolist() == [0.0, 0.5, 0.5, 0.5, 0.5]
     assert known.right_K(1).tolist() == [0.5, 0.0]
     assert known.cached_KN(1).tolist() == [[0.0, 0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.5, 0.5, 0.5]]
-    assert known.knows(1)
-    assert not known.knows(0)
+    assert not known.is_empty
+
+
+def test_layers_lend_one_another_what_they_know() -> None:
+    """A layer never seen is taken as the mean; one seen often is itself for the most part."""
+    known = SplitStatistics(3, 4, 1)
+    for _ in range(40):
+        known.learn(0, ranked=[1], activated=[1], foreseen=[])
+        known.learn(1, ranked=[1], activated=[2], foreseen=[])
+    assert known.hit_N(2)[1] == pytest.approx(0.5)
+    assert known.hit_N(0)[1] == pytest.approx((40 + 4) / (40 + 8))
+    assert known.hit_N(1)[1] == pytest.approx(4 / 48)

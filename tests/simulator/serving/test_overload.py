@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from moesim.simulator.errors import InputError
 from moesim.simulator.ledger import Timings
+from moesim.simulator.report import print_result
 from moesim.simulator.runs import Prepared
 from moesim.simulator.serving.spec import Serving, parse_slo
 from moesim.simulator.testing import engine, small_run, tiny_trace
@@ -70,6 +72,34 @@ def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
     assert timings.server.refused_too_long == 4
     assert timings.requests == []
     assert timings.server.tokens == 0
+
+
+def test_a_run_that_refuses_everybody_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """No step ran, so there is no batch to speak of; what was promised was kept for nobody."""
+    run = small_run(
+        tiny_trace(layers=2),
+        schedule="fcfs/resident_first",
+        serving=Serving("users:users=2,requests=4,prompt=30,output=8", slo=parse_slo(["ttft=1"])),
+        kv="36000B",
+        kv_bytes_per_token=500,
+    )
+    print_result(run.replay())
+    shown = capsys.readouterr().out
+    assert "0 served, 4 refused" in shown
+    assert "kept for 0.0 %" in shown
+    assert "requests a step" not in shown
+
+
+def test_users_who_are_refused_need_time_before_they_ask_again() -> None:
+    """Without thought they would use up all requests in one instant; with it they come back."""
+    run = overloaded(
+        arrivals="users:users=8,requests=20,think=0.01,prompt=6,output=6", most_waiting=1
+    )
+    arrived_ns = {times.arrived_ns for times in served(run).requests}
+    assert len(arrived_ns) > 2
+    for spec in ("users:users=8,requests=20", "users:users=8,requests=20,think=0"):
+        with pytest.raises(InputError, match="--max-waiting 1: .* add think=SECONDS"):
+            overloaded(arrivals=spec, most_waiting=1)
 
 
 def test_a_refusal_breaks_a_promise() -> None:

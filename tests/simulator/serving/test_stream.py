@@ -94,6 +94,8 @@ def test_users_ask_again_once_answered() -> None:
         ("users:requests=2,mix=alpha:0", "mix=alpha:0: expected TASK:WEIGHT"),
         ("users:requests=2,order=any", "order=any: expected recorded or shuffled"),
         ("file:", "which file? Write file:PATH"),
+        ("poisson:rate=5,rate=9,requests=2", "rate is given twice"),
+        ("users:think=-1,requests=2", "think=-1: expected a number of at least 0"),
     ],
 )
 def test_what_cannot_be_read_is_named(text: str, message: str) -> None:
@@ -101,6 +103,27 @@ def test_what_cannot_be_read_is_named(text: str, message: str) -> None:
     with pytest.raises((InputError, UnknownNameError)) as caught:
         stream(text, tiny_trace())
     assert message in str(caught.value)
+
+
+def test_two_counts_of_requests_are_refused() -> None:
+    """A count in the spec and another beside it cannot both be meant."""
+    with pytest.raises(InputError, match="requests=6.*--requests 3: give one of them"):
+        stream("poisson:rate=5,requests=6", tiny_trace(), requests=3)
+
+
+def test_a_log_with_fewer_requests_than_asked_for_says_so(tmp_path: Path) -> None:
+    """All of it is served, and a note tells how many that is."""
+    path = tmp_path / "own.csv"
+    path.write_text("arrived_s,prompt_tokens,output_tokens\n5,3,1\n6,4,2\n8,5,3\n")
+    found = stream(f"file:{path}", tiny_trace(), requests=50)
+    assert found.requests == 3
+    assert "own.csv has 3 requests, not 50" in found.drawing.notes
+    assert not any("own.csv" in note for note in stream(f"file:{path}", tiny_trace()).drawing.notes)
+
+
+def test_users_may_think_for_no_time() -> None:
+    """The default can be said."""
+    assert stream("users:requests=2,think=0", tiny_trace()).requests == 2
 
 
 def test_files_of_a_spec_can_be_called_otherwise() -> None:
@@ -114,6 +137,14 @@ def test_promises_are_read_in_milliseconds_by_task() -> None:
     """What stands without a task is for any other."""
     found = parse_slo(["ttft=500,tpot=50", "go:e2e=2.5"])
     assert found == {"": Slo(500_000_000, 50_000_000), "go": Slo(e2e_ns=2_500_000)}
+
+
+def test_promises_to_one_task_add_up_and_none_is_made_twice() -> None:
+    """A second mention of the task adds to it; of the same time it is refused."""
+    assert parse_slo(["ttft=500", "tpot=50"]) == {"": Slo(500_000_000, 50_000_000)}
+    for texts in (["ttft=1", "ttft=9"], ["go:ttft=1,ttft=9"]):
+        with pytest.raises(InputError, match="--slo .*ttft is given twice"):
+            parse_slo(texts)
 
 
 @pytest.mark.parametrize("text", ["ttft", "ttft=0", "soon=5", "ttft=x", ""])
