@@ -19,7 +19,11 @@ MakeDemand = Callable[..., Demand]
 def planned(spec: str, run: RunInfo, view: View, demand: Demand) -> list[tuple[str, list[int]]]:
     """Return each launch as (device, experts)."""
     groups = registry.parse("schedule", spec).build(run).plan(demand, view)
-    return [(group.device.kind, list(group.experts)) for group in groups]
+    return [
+        (group.device.kind, list(experts))
+        for group in groups
+        for experts in ([[expert] for expert in group.experts] if group.each else [group.experts])
+    ]
 
 
 def test_two_pointers_meet_in_the_middle(

@@ -20,7 +20,11 @@ def planned(
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return each launch as (device, experts)."""
     groups = registry.parse("schedule", policy).build(run).plan(demand, view)
-    return [(group.device.kind, tuple(group.experts)) for group in groups]
+    return [
+        (group.device.kind, tuple(experts))
+        for group in groups
+        for experts in ([[expert] for expert in group.experts] if group.each else [group.experts])
+    ]
 
 
 def test_on_demand_launches_one_by_one_in_router_order(
