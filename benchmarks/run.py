@@ -2,10 +2,9 @@
 
     python benchmarks/run.py [--tokens 400] [--repeat 3] [--json]
 
-Every figure is the best of some repeats: what is kept for a trace or a machine (how the compiled
-engine reads a trace, what bounds read of it) is there from the first on. The raw rate of SimPy's timeouts is measured in the same
-run, before and after: a rate divided by it may be compared between machines. Never part of the
-tests.
+Every figure is the best of some repeats, so that what the compiled engine and the bounds read of a
+trace and keep is there. The raw rate of SimPy's timeouts is measured in the same run, before and
+after: a rate divided by it may be compared between machines. Never part of the tests.
 """
 
 import argparse
