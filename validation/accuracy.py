@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from moesim.backends.controllers import Deciding
 from moesim.backends.execution import Execution, Keep, execute
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.loading import load_checkpoint
-from moesim.backends.predictors.uses import ORDERS, in_order
+from moesim.backends.predictors.uses import in_order
 from moesim.backends.reference.texts import pack_rows, read_split
 from moesim.backends.reference.vocabulary import BYTES
 from moesim.backends.scoring import forced, foretold, in_answers, score, targets
@@ -35,14 +34,13 @@ from moesim.simulator.registry import Axis
 from moesim.simulator.results import write_text
 from moesim.simulator.runs import RunSpec, prepare
 from moesim.traces import RoutingTrace
+from moesim.validation.accuracy_options import arms, parse
 from moesim.validation.accuracy_report import plot_periods, table
 
 # N tokens foretold, V vocabulary.
 SEED = 20261124
 FIT_SHARE = 0.5
 """Of the texts, the first: served by the full model alone, as the profile of static sets."""
-SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-PERIODS = (1, 10, 20, 40, 60, 80)
 REPLAYED = (
     "loop",
     "mean_ttft_ms",
@@ -53,31 +51,6 @@ REPLAYED = (
     "skipped",
     "evidence",
 )
-
-
-def arms(period: int) -> dict[str, Mapping[Axis, str]]:
-    """Return what is compared, by name; each holds a set of experts but the last."""
-
-    def held(options: str, miss: str = "reroute") -> Mapping[Axis, str]:
-        return {
-            "cache": f"periodic:{options},staging=0",
-            "prefetch": "none",
-            "schedule": f"fallback:miss={miss}/resident_first",
-        }
-
-    return {
-        "emoe": held(f"period={period},predictor=recent,first=profile"),
-        "emoe light": held("period=1,predictor=light,first=profile"),
-        "emoe skip": held(f"period={period},predictor=recent,first=profile", "skip"),
-        "static set": held("period=1000000,window=1000000,first=profile"),
-        "random set": held(f"period={period},predictor=random"),
-        "cache-prior": {
-            "cache": "lru:scope=per_layer",
-            "prefetch": "none",
-            "schedule": "cache_prior/resident_first",
-        },
-        "lru": {"cache": "lru", "prefetch": "none", "schedule": "resident_first"},
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +167,7 @@ def drift(recorded: RoutingTrace, served: RoutingTrace) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write JSON and plot."""
-    options = _options(arguments)
+    options = parse(arguments)
     torch.set_num_threads(options.threads)
     try:
         bench, provenance = _set_up(options)
@@ -287,36 +260,6 @@ def _set_up(options: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
 def _unbound(trace: RoutingTrace) -> RoutingTrace:
     """Return routes under which nothing was rerouted as those of the full model."""
     return replace(trace, header=trace.header.model_copy(update={"closed_loop": None}))
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part)
-
-
-def _periods(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m moesim.validation.accuracy")
-    parser.add_argument("model", type=Path, help="folder of a reference model's weights")
-    parser.add_argument("corpora", type=Path, nargs="+", help="folders of texts, as for training")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--plot", type=Path, help="perplexity and latency against p")
-    parser.add_argument("--tasks", default="python,metamath,dialogue,law,german")
-    parser.add_argument("--texts", type=int, default=40, help="of each task, half of them scored")
-    parser.add_argument("--prompt-tokens", type=int, default=96)
-    parser.add_argument("--decode-tokens", type=int, default=8)
-    parser.add_argument("--order", choices=ORDERS, default="mixed")
-    parser.add_argument("--arms", default="", help="comma-separated; all")
-    parser.add_argument("--shares", type=_shares, default=SHARES)
-    parser.add_argument("--period", type=int, default=40, help="p of the table of shares")
-    parser.add_argument("--periods", type=_periods, default=PERIODS)
-    parser.add_argument("--share", type=float, default=0.6, help="of experts, for the periods")
-    parser.add_argument("--hardware", default="rtx4090")
-    parser.add_argument("--cost-of", help="shape whose costs are charged, such as qwen3-30b-a3b")
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

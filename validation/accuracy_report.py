@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 SIZE_IN = (7.2, 4.2)
 HEAD = (
-    f"{'arm':<12}{'experts':>8}{'bits':>8}{'perplexity':>12}{'top-1':>8}{'KL bits':>9}"
+    f"{'arm':<14}{'experts':>8}{'bits':>8}{'perplexity':>12}{'top-1':>8}{'KL bits':>9}"
     f"{'in decode':>10}{'changed':>9}{'TTFT ms':>10}{'TPOT ms':>10}{'drift':>8}{'open loop':>11}\n"
 )
 
@@ -34,7 +34,7 @@ def _line(row: Row) -> str:
     opened = row.get("open_loop")
     apart = "" if opened is None else f"{row['drift']:>8.1%}{opened['changed']:>11.1%}"
     return (
-        f"{row['arm']:<12}{row['share']:>8.0%}{row['bits']:>8.3f}{row['perplexity']:>12.2f}"
+        f"{row['arm']:<14}{row['share']:>8.0%}{row['bits']:>8.3f}{row['perplexity']:>12.2f}"
         f"{row['agreement']:>8.1%}{row['kl_bits']:>9.3f}{decode:>10}{row['changed']:>9.1%}"
         f"{row['mean_ttft_ms']:>10.2f}{tpot:>10}{apart}\n"
     )

@@ -129,8 +129,8 @@ def _drive_every_way(spec: PolicySpec, trace: RoutingTrace, slots: int, seeds: i
 
 
 def _roomy(slots: int, trace: RoutingTrace) -> int:
-    """Return the room halfway between the tightest and that for all experts."""
-    return (slots + trace.layers * trace.experts + 1) // 2
+    """Return the room halfway between the tightest and that for all experts, if that is more."""
+    return max(slots, (slots + trace.layers * trace.experts + 1) // 2)
 
 
 def _axis_of(policy: AnyPolicy) -> Axis:

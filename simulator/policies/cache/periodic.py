@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moesim.simulator.errors import CapabilityError, InputError
+from moesim.simulator.errors import BudgetError, InputError
 from moesim.simulator.policies.base import CachePolicy, Evictable, Question, RunInfo, View
 from moesim.simulator.policies.prompt_uses import Floats, PromptUses
 from moesim.simulator.policies.quotas import Scope, split, staging_bytes
@@ -93,7 +93,7 @@ class Periodic(CachePolicy):
         self._light = OnlineMixture(run) if predictor == "light" else None
         everything_bytes = run.experts * sum(run.expert_bytes_L)
         if first == "all" and run.budget_bytes - self._staging_bytes < everything_bytes:
-            raise CapabilityError(
+            raise BudgetError(
                 f"cache policy periodic: first=all holds {everything_bytes} bytes of experts for "
                 f"the first prompt, beyond the budget of {run.budget_bytes}, and a budget does not "
                 "change during a run yet; take first=profile"

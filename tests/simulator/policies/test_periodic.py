@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moesim.simulator.engine_counts import count
-from moesim.simulator.errors import CapabilityError, InputError, PolicyError
+from moesim.simulator.errors import BudgetError, CapabilityError, InputError, PolicyError
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import Command, Copy
 from moesim.simulator.policies.base import CachePolicy, View
@@ -243,7 +243,7 @@ def test_what_a_cache_policy_brings_in_exists(*, expert: int, fails: bool) -> No
 def test_all_experts_at_first_need_room_for_all() -> None:
     """The paper exceeds the budget at its first prompt, which no run can yet; with room it may."""
     trace = prompts([(0, 1)])
-    with pytest.raises(CapabilityError, match="first=all holds 6000000 bytes"):
+    with pytest.raises(BudgetError, match="first=all holds 6000000 bytes"):
         served(trace, "first=all,staging=0")
     counts, copies = served(trace, "first=all,staging=0", slots=EXPERTS)
     assert (counts.misses, copies) == (0, [])
