@@ -21,7 +21,8 @@ _MINUTES = {"cuda": 3.0, "cpu": 0.3}
 _SECONDS = 60
 
 Backend = Annotated[
-    str, typer.Option("--backend", help="cuda, or cpu: memory copies stand for the link's.")
+    str | None,
+    typer.Option("--backend", help="cuda (default), or cpu: memory copies stand for the link's."),
 ]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="The hardware profile to write, a .yaml.")
@@ -59,7 +60,7 @@ LogColumns = Annotated[
 
 def calibrate(
     output: Output,
-    backend: Backend = "cuda",
+    backend: Backend = None,
     runtime_output: RuntimeOutput = None,
     minutes: Minutes = None,
     json_out: JsonOut = None,
@@ -89,14 +90,34 @@ def calibrate(
     """
     from moesim.simulator.errors import InputError  # noqa: PLC0415  light at import
 
+    if (from_log is None) != (trace is None):
+        raise InputError("give --from-log and --trace together: the times, and what was routed")
+    if from_log is None:
+        _refuse(
+            "tells what an engine's log was made with; give --from-log and --trace too",
+            log_columns=log_columns,
+            system=system,
+            cache=cache,
+            prefetch=prefetch,
+            schedule=schedule,
+            expert_budget=expert_budget,
+            slots=slots,
+            model=model,
+            format=weights_format,
+        )
+    else:
+        _refuse(
+            "is of measuring this machine; leave it out with --from-log",
+            backend=backend,
+            minutes=minutes,
+        )
+    backend = backend or "cuda"
     if backend not in _MINUTES:
         raise InputError(f"--backend {backend}: expected cuda or cpu")
     for option, path in (("--output", output), ("--runtime-output", runtime_output)):
         _check_path(option, path)
     if json_out is not None and not json_out.parent.is_dir():
         raise InputError(f"--json {json_out}: give a file in an existing folder")
-    if (from_log is None) != (trace is None):
-        raise InputError("give --from-log and --trace together: the times, and what was routed")
     if from_log is not None and trace is not None:
         from moesim.simulator.commands import from_log as logs  # noqa: PLC0415  light at import
 
@@ -124,6 +145,15 @@ def calibrate(
     seconds = _SECONDS * (_MINUTES[backend] if minutes is None else minutes)
     found = _measure(backend, output.stem, seconds, _command(backend, output, minutes))
     _write(found, output, runtime_output, json_out)
+
+
+def _refuse(why: str, **options: object) -> None:
+    """Refuse an option that the chosen way of calibrating does not read."""
+    from moesim.simulator.errors import InputError  # noqa: PLC0415  light at import
+
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')} {value}: {why}")
 
 
 def _check_path(option: str, path: Path | None) -> None:

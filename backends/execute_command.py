@@ -5,6 +5,19 @@ from typing import Annotated
 
 import typer
 
+from moesim.backends.options import Layers, PinnedPool, Weights
+from moesim.simulator.commands.options import (
+    Cache,
+    ExpertBudget,
+    PolicyModule,
+    Prefetch,
+    ProfileTrace,
+    Schedule,
+    Slots,
+    SystemName,
+    Vram,
+)
+
 NOT_AVAILABLE = 3
 
 Model = Annotated[
@@ -12,22 +25,6 @@ Model = Annotated[
     typer.Argument(
         help="A transformers MoE model: a folder, or an id of the hub (owner/name); with --weights "
         "random also a shape, such as olmoe."
-    ),
-]
-Weights = Annotated[
-    str,
-    typer.Option(
-        "--weights", help="checkpoint: the model's own. random: of its dimensions, with --routes."
-    ),
-]
-Layers = Annotated[
-    int | None, typer.Option(min=1, help="Keep the first N MoE layers; random weights only.")
-]
-PinnedPool = Annotated[
-    str | None,
-    typer.Option(
-        "--pinned-pool",
-        help="Host memory that all experts share, such as 8GiB; random weights only.",
     ),
 ]
 Prompts = Annotated[
@@ -41,32 +38,6 @@ Routes = Annotated[
     typer.Option(
         "--routes", help="Serve this trace: its requests, its routes in place of the model's own."
     ),
-]
-SystemName = Annotated[
-    str | None, typer.Option("--system", help="Named bundle of policies; single ones override it.")
-]
-Cache = Annotated[str | None, typer.Option("--cache", help="What stays in VRAM. Default lru.")]
-Prefetch = Annotated[
-    str | None, typer.Option("--prefetch", help="What is copied ahead. Default none.")
-]
-Schedule = Annotated[
-    str | None, typer.Option("--schedule", help="Where experts run. Default resident_first.")
-]
-PolicyModule = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--policy-module",
-        help="A policy that is not ours: file.py:Class or module:Class[:options].",
-    ),
-]
-Vram = Annotated[
-    str | None, typer.Option("--vram", help="VRAM for everything, such as 12GiB. Default: all.")
-]
-ExpertBudget = Annotated[
-    str | None, typer.Option("--expert-budget", help="VRAM for experts alone, such as 4000MiB.")
-]
-Slots = Annotated[
-    str | None, typer.Option("--slots", help="Room for experts: a number, or a share such as 25%.")
 ]
 Backend = Annotated[
     str,
@@ -102,10 +73,6 @@ Horizons = Annotated[int, typer.Option(min=1, help="How many layers ahead polici
 Hardware = Annotated[
     str | None,
     typer.Option("--hardware", help="Machine profile, for policies that ask how long things take."),
-]
-ProfileTrace = Annotated[
-    Path | None,
-    typer.Option("--profile-trace", help="Another trace, for policies profiled offline."),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write the routes served, as a trace.")

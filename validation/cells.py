@@ -68,6 +68,11 @@ def split_list(option: str, text: str) -> list[str]:
     return items
 
 
+def is_slots(budget: str) -> bool:
+    """Return whether a budget is room for experts, a number or a share, not a size of VRAM."""
+    return budget.endswith("%") or budget.isdecimal()
+
+
 def profile_hash(machine: HardwareProfile, runtime: RuntimeProfile) -> str:
     """Return a hash of every figure of a machine and a runtime."""
     tree = [profile.model_dump(mode="json") for profile in (machine, runtime)]

@@ -4,33 +4,33 @@ from pathlib import Path
 
 import typer
 
+from moesim.backends.options import Layers, PinnedPool, Weights
+from moesim.simulator.commands.options import Dark
 from moesim.validation.options import (
     Backend,
     Batch,
     CellName,
     Check,
     Chunk,
-    Dark,
+    Commit,
     Evidence,
     Hardware,
     Intervene,
-    Layers,
     Minutes,
     ModelName,
     Output,
-    PinnedPool,
     Plot,
     Prompt,
     Repeats,
     Routing,
     Runtime,
+    Slots,
     System,
     Timeline,
     Tokens,
     Trace,
     Vram,
     Warm,
-    Weights,
 )
 
 OUT_OF_TOLERANCE = 1
@@ -46,7 +46,8 @@ def validate(
     pinned_pool: PinnedPool = None,
     trace: Trace = None,
     system: System = None,
-    vram: Vram = "25%,50%",
+    slots: Slots = None,
+    vram: Vram = None,
     hardware: Hardware = None,
     runtime: Runtime = None,
     routing: Routing = "forced",
@@ -59,6 +60,7 @@ def validate(
     intervene: Intervene = None,
     minutes: Minutes = None,
     output: Output = None,
+    commit: Commit = None,
     plot: Plot = None,
     dark: Dark = False,
 ) -> None:
@@ -79,6 +81,7 @@ def validate(
         source=None if model is None else Source(model, weights, layers, pinned_pool),
         trace=trace,
         system=system,
+        slots=slots,
         vram=vram,
         hardware=hardware,
         runtime=runtime,
@@ -90,6 +93,7 @@ def validate(
         chunk=chunk,
         minutes=minutes,
         output=output,
+        commit=commit,
         prompt=prompt,
         intervene=intervene,
     )

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import median
 
 import numpy as np
 
@@ -142,28 +141,6 @@ def times_of(gaps_ms: Sequence[float], first_ms: Sequence[float]) -> Times:
         p50_tpot=round(float(np.percentile(gaps_ms, 50)), DECIMALS),
         p99_tpot=round(float(np.percentile(gaps_ms, 99)), DECIMALS),
         mean_ttft=round(float(np.mean(first_ms)), DECIMALS) if len(first_ms) else None,
-    )
-
-
-def contention_ns(spans: Sequence[Span]) -> int:
-    """Return how much longer runs of experts took because copies ran beside them.
-
-    Runs of equal work (experts and tokens of each) are compared: those that a copy overlapped with
-    the median of those that none did. Work of which one of the two was never seen says nothing.
-    """
-    copies = sorted((begin, end) for _, label, begin, end in spans if isinstance(label, Copy))
-    begins = np.array([begin for begin, _ in copies] or [0], np.int64)
-    ends = np.array([end for _, end in copies] or [0], np.int64)
-    free: dict[tuple[int, ...], list[int]] = {}
-    beside: dict[tuple[int, ...], list[int]] = {}
-    for _, label, begin, end in spans:
-        if isinstance(label, Run):
-            before_end = int(np.searchsorted(begins, end))
-            is_beside = bool(copies) and before_end > 0 and bool(ends[before_end - 1] > begin)
-            work = tuple(sorted(label.tokens))
-            (beside if is_beside else free).setdefault(work, []).append(end - begin)
-    return round(
-        sum(sum(beside[w]) - len(beside[w]) * median(free[w]) for w in beside.keys() & free.keys())
     )
 
 

@@ -27,11 +27,11 @@ from moesim.backends.drivers.cuda.pinned import pinned_bytes
 from moesim.backends.execution import MakeDriver
 from moesim.backends.opening import open_model
 from moesim.backends.sources import Source
+from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.errors import CapabilityError
 from moesim.traces import RoutingTrace, load, samples
 from moesim.validation.anchoring import COPY, COPY_BYTES, SAMPLES, host_loop, median_ns, versions_of
 from moesim.validation.own_routes import NEW_TOKENS, prompts_of
-from moesim.validation.quick_profile import LRU
 from moesim.validation.rig import Trees
 from moesim.validation.subject import Subject
 from moesim.validation.wishes import Wishes

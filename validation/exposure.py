@@ -4,7 +4,7 @@ A run that a copy overlaps costs a transfer-bound token nothing. So the time of 
 counted where no copy ran; the rest of it is the link's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -25,12 +25,32 @@ class Exposed(NamedTuple):
     contention: int
 
 
+class _Took(NamedTuple):
+    """How long a run took, and how much of it no copy hides."""
+
+    whole_ns: int
+    bare_ns: int
+
+
 def exposed(spans: Sequence[Span]) -> Exposed:
     """Return the time of experts that no copy hides.
 
     Contention is by how much a run is longer than the median of equal work (experts and tokens of
     each) alone, as far as its own time lies bare.
     """
+    runs = _by_work(spans)
+    experts_ns = sum(took.bare_ns for equal in runs for took in equal)
+    contention_ns = sum(min(max(lost_ns, 0), took.bare_ns) for took, lost_ns in _losses(runs))
+    return Exposed(experts_ns, round(contention_ns))
+
+
+def lost_ns(spans: Sequence[Span]) -> int:
+    """Return by how much runs of experts are longer than equal work alone, hidden or bare."""
+    return round(sum(lost_ns for _, lost_ns in _losses(_by_work(spans))))
+
+
+def _by_work(spans: Sequence[Span]) -> list[list[_Took]]:
+    """Return the runs, those of equal work together."""
     begins, ends, before = _copying(spans)
 
     def copied_until(time_ns: int) -> int:
@@ -39,21 +59,24 @@ def exposed(spans: Sequence[Span]) -> Exposed:
             return 0
         return int(before[at] + min(time_ns, ends[at]) - begins[at])
 
-    bare: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    found: dict[tuple[int, ...], list[_Took]] = {}
     for _, label, begin, end in spans:
         if isinstance(label, Run):
             hidden = copied_until(end) - copied_until(begin)
             work = (len(label.experts), *sorted(label.tokens))
-            bare.setdefault(work, []).append((end - begin, end - begin - hidden))
-    contention = 0.0
-    for runs in bare.values():
-        alone = [took for took, open_ns in runs if took == open_ns]
-        beside = [(took, open_ns) for took, open_ns in runs if took > open_ns]
+            found.setdefault(work, []).append(_Took(end - begin, end - begin - hidden))
+    return [*found.values()]
+
+
+def _losses(runs: Sequence[Sequence[_Took]]) -> Iterator[tuple[_Took, float]]:
+    """Yield the runs beside copies that can be compared, and what each is longer than alone."""
+    for equal in runs:
+        alone = [took for took in equal if took.whole_ns == took.bare_ns]
+        beside = [took for took in equal if took.whole_ns > took.bare_ns]
         if min(len(alone), len(beside)) >= LEAST_SAMPLES:
-            usual = median(alone)
-            contention += sum(min(max(took - usual, 0), open_ns) for took, open_ns in beside)
-    experts = sum(open_ns for runs in bare.values() for _, open_ns in runs)
-    return Exposed(experts, round(contention))
+            usual_ns = median(took.whole_ns for took in alone)
+            for took in beside:
+                yield took, took.whole_ns - usual_ns
 
 
 def _copying(

@@ -20,20 +20,6 @@ ModelName = Annotated[
         "Default: the reference model.",
     ),
 ]
-Weights = Annotated[
-    str,
-    typer.Option("--weights", help="checkpoint: the model's own. random: of its dimensions."),
-]
-Layers = Annotated[
-    int | None, typer.Option(min=1, help="Keep the first N MoE layers; random weights only.")
-]
-PinnedPool = Annotated[
-    str | None,
-    typer.Option(
-        "--pinned-pool",
-        help="Host memory that all experts share, such as 8GiB; random weights only.",
-    ),
-]
 Trace = Annotated[
     Path | None, typer.Option("--trace", help="What is served. Default: the sample of that model.")
 ]
@@ -44,8 +30,15 @@ System = Annotated[
     ),
 ]
 Vram = Annotated[
-    str,
-    typer.Option("--vram", help="Comma-separated: shares of the experts, or sizes of all VRAM."),
+    str | None,
+    typer.Option("--vram", help="Comma-separated: VRAM for everything, such as 12GiB."),
+]
+Slots = Annotated[
+    str | None,
+    typer.Option(
+        "--slots",
+        help="Comma-separated: room for experts, numbers or shares. 25%,50% without --vram.",
+    ),
 ]
 Hardware = Annotated[
     str | None,
@@ -92,10 +85,13 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder for evidence; goes on with what it has."),
 ]
+Commit = Annotated[
+    str | None,
+    typer.Option("--commit", help="Of the code, in a copy that came without its history."),
+]
 Plot = Annotated[
     Path | None, typer.Option("--plot", help="Predicted against measured, as .png, .svg or .pdf.")
 ]
-Dark = Annotated[bool, typer.Option("--dark", help="Plot on dark paper.")]
 Evidence = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that moesim validate wrote.")]
 CellName = Annotated[
     str | None, typer.Option("--cell", help="One cell alone, by the beginning of its file's name.")

@@ -6,8 +6,9 @@ every token, what two passes of the device itself agree on, and what the constan
 logs, whose routes are not recorded.
 """
 
+import argparse
 import json
-import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from moesim.simulator.fitted_profile import Constants
 from moesim.simulator.log_fit import STUMBLE, LogFit, fit_log
 from moesim.simulator.results import write_text
 from moesim.simulator.runs import RunSpec, prepare
+from moesim.validation.provenance import without_folder
 from moesim.validation.statistics import spread
 
 # N decode steps.
@@ -52,8 +54,7 @@ def evidence(data: Path, out: Path) -> dict[str, Any]:
     found = {
         "what": "one half of the phone's own log fitted, the other predicted by replay",
         "moesim": version("moesim"),
-        "command": "python -m moesim.validation.phone ../shared/data/traces/bigmoe-qwen "
-        "validation/results/bigmoe-phone",
+        "command": command_of(data, out),
         "trace_hash": spec.trace.content_hash(),
         "policies": dict(spec.policies),
         "expert_budget": ENGINE.expert_budget,
@@ -147,5 +148,20 @@ def _to_text(found: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def command_of(data: Path, out: Path) -> str:
+    """Return the command that makes the evidence, without the folders of this machine."""
+    folders = (without_folder(str(path)) for path in (data, out))
+    return " ".join(["python -m moesim.validation.phone", *folders])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the command line and write the evidence."""
+    parser = argparse.ArgumentParser(description="Fit the phone's log and judge the fit.")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the trace, logs below it")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the evidence")
+    given = parser.parse_args(words)
+    evidence(given.folder, given.out)
+
+
 if __name__ == "__main__":
-    evidence(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

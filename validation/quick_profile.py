@@ -7,7 +7,7 @@ thread to thread.
 All figures are called estimated. Claims are made on other requests, systems and budgets.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean, median
@@ -17,19 +17,18 @@ import numpy as np
 
 from moesim.backends.controllers import Deciding
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
+from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.messages import Copy, Run
 from moesim.simulator.models.cost_shape import CostShape
-from moesim.simulator.registry import Axis
 from moesim.simulator.results import token_times
 from moesim.traces import RoutingTrace
-from moesim.validation.compare import contention_ns
+from moesim.validation.exposure import lost_ns
 from moesim.validation.machine import Executed
 from moesim.validation.quick_files import Figures, profiles, trees
 
-LRU: Mapping[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
 SECOND_NS = 10**9
 FIT_STEPS = 12
 LARGEST_RUN_NS = 2_000_000
@@ -98,7 +97,7 @@ def _figures(warm: Executed, moving: Executed, shape: CostShape, trace: RoutingT
     flop_ns = _flop_ns(many, expert_ns, run_ns, shape.layers[0].expert_flops_per_token)
     copies = [end - begin for _, label, begin, end in moving.spans or () if isinstance(label, Copy)]
     experts_ns = sum(ns for run, ns in _runs(moving))
-    slow_down = contention_ns(moving.spans or []) / max(1, experts_ns)
+    slow_down = lost_ns(moving.spans or []) / max(1, experts_ns)
     calls = len(warm.log)
     decision_ns = round(warm.timings.decision_ns / calls)
     gaps_ns = token_times(warm.timings.requests).gaps_ns

@@ -4,9 +4,6 @@ Open the model, assert equal decisions and logits on its own routes, take figure
 those of the folder, or fresh ones), then predict and execute the cells.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ from moesim.validation.interventions import made_so, predicted
 from moesim.validation.long_prompts import with_prompts
 from moesim.validation.own_routes import BUDGET, check_system
 from moesim.validation.protocol import Origin, run_cells
+from moesim.validation.provenance import command_given, commit_of
 from moesim.validation.rig import Rig, RiggedMachine
 from moesim.validation.routes import check_topology, held_out
 from moesim.validation.subject import Subject
@@ -127,7 +125,7 @@ def run_session(wishes: Wishes) -> Session:
             machine,
             cells,
             folder,
-            Origin(_command(), _commit(), resident_ms),
+            Origin(command_given(), commit_of(wishes.commit), resident_ms),
             anchors_ns=calibration.anchors_ns,
             until_s=None if minutes is None else began_s + 60 * minutes,
             say=_say,
@@ -166,31 +164,6 @@ def _check_all(
         _say(f"{text}: own routes, {check.decisions} decisions, {passed}")
     write(folder / CHECKS, Checks(checks=tuple(known.values())))
     return tuple(known[choose_system(text).system] for text in wishes.systems)
-
-
-def _command() -> str:
-    """Return the command line, without the folders of this machine."""
-    shown = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return " ".join(["moesim", *shown])
-
-
-def _commit() -> str:
-    """Return the commit of the checkout that runs, or what ``MOESIM_COMMIT`` says it is.
-
-    A copy that was brought to a machine without its history is told by that variable; without
-    either it is ``unknown``.
-    """
-    told = os.environ.get("MOESIM_COMMIT")
-    if told:
-        return told
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(  # noqa: S603  a fixed command
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def _say(line: str) -> None:

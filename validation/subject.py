@@ -1,7 +1,6 @@
 """What is validated: a model whose experts were taken, and the one call that serves it."""
 
-import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -10,22 +9,23 @@ from typing import Any
 from torch import Tensor
 
 from moesim.backends.batches import arrivals_for
+from moesim.backends.collector import without_collector
 from moesim.backends.controllers import Deciding
 from moesim.backends.execution import Execution, Keep, MakeDriver, execute
 from moesim.backends.forcing import TOKENS, requests_of
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.opening import Opened
+from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.registry import Axis, options
+from moesim.simulator.registry import options
 from moesim.traces import RoutingTrace
-from moesim.validation.cells import ALONE, Batching, Routing
+from moesim.validation.cells import ALONE, Batching, Routing, is_slots
 
 HORIZONS = 2
-LRU: Mapping[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
+"""How far a policy looks that does not say; no trace has more."""
 SETTLING = 4
 """Decode tokens after which a resident model's times count."""
-"""How far a policy looks that does not say; no trace has more."""
 Logits = list[list[Tensor]]
 """Of each step's last position, by request."""
 
@@ -54,10 +54,10 @@ class Subject:
         self.name = self.name or self.opened.checkpoint.name
 
     def budget_bytes(self, text: str, trace: RoutingTrace, batching: Batching = ALONE) -> int:
-        """Return the room for experts that ``50%`` of them, or a size of all VRAM, gives.
+        """Return the room for experts that ``50%`` of them, ``12``, or a size of all VRAM gives.
 
         Args:
-            text: The one or the other.
+            text: One of them; see `is_slots`.
             trace: What is served.
             batching: Requests that run together, prompt tokens of a step.
 
@@ -65,7 +65,7 @@ class Subject:
             InputError: It cannot be read.
             BudgetError: Nothing is left for experts.
         """
-        spec = MemorySpec(slots=text) if text.endswith("%") else MemorySpec(vram=text)
+        spec = MemorySpec(slots=text) if is_slots(text) else MemorySpec(vram=text)
         batch, chunk = batching
         return self.opened.budget_bytes(spec, int(trace.position_T.max()) + 1, batch or 1, chunk)
 
@@ -83,9 +83,7 @@ class Subject:
             )
         model: Any = self.opened.checkpoint.model
         requests = requests_of(trace, model.config.get_text_config().vocab_size)
-        gc.collect()
-        gc.disable()
-        try:
+        with without_collector():
             return execute(
                 model,
                 self.opened.store,
@@ -99,8 +97,6 @@ class Subject:
                 make_driver=self.make_driver,
                 arrivals=arrivals_for(deciding.policies, len(requests)),
             )
-        finally:
-            gc.enable()
 
     def resident_ms(self, trace: RoutingTrace) -> float | None:
         """Return a token's median time with every expert in place; None where they do not fit."""

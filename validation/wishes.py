@@ -9,11 +9,12 @@ from moesim.backends.wishes import BACKENDS
 from moesim.hardware_profiles import ProfileError
 from moesim.hardware_profiles.units import parse_bytes, parse_ppm
 from moesim.simulator.errors import InputError, UnknownNameError
-from moesim.validation.cells import Batching, choose_system, split_list
+from moesim.validation.cells import Batching, choose_system, is_slots, split_list
 from moesim.validation.intervening import check_intervention
 
 ROUTINGS = ("forced", "own")
 DEFAULT_SYSTEMS = "on-demand,mixtral-offloading,lru+next_gate:horizon=1"
+DEFAULT_SLOTS = "25%,50%"
 PROTOCOL_TOKENS = (20, 100)
 QUICK_TOKENS = {"cpu": (10, 50)}
 """Where a backend's own default is shorter than the protocol's: on a CPU equal decisions are the
@@ -32,13 +33,15 @@ class Wishes:
         intervene: See ``intervening.py``.
         batch: Requests that run together; all arrive at once.
         chunk: Prompt tokens of a step; None takes prompts whole.
+        commit: Of the code; None asks git.
     """
 
     backend: str
     source: Source | None
     trace: Path | None
     system: str | None
-    vram: str
+    slots: str | None
+    vram: str | None
     hardware: str | None
     runtime: str | None
     routing: str
@@ -51,6 +54,7 @@ class Wishes:
     intervene: str | None = None
     batch: int | None = None
     chunk: int | None = None
+    commit: str | None = None
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -74,8 +78,10 @@ class Wishes:
 
     @property
     def budgets(self) -> list[str]:
-        """The budgets, one by one."""
-        return split_list("--vram", self.vram)
+        """Room for experts, then VRAM for everything, one by one; see `is_slots`."""
+        slots = DEFAULT_SLOTS if self.slots is None and self.vram is None else self.slots
+        given = ("--slots", slots), ("--vram", self.vram)
+        return [item for option, text in given if text for item in split_list(option, text)]
 
 
 def check_wishes(wishes: Wishes) -> None:
@@ -97,8 +103,7 @@ def check_wishes(wishes: Wishes) -> None:
     _check_output(wishes.output)
     for text in wishes.systems:
         batched(choose_system(text).policies, *wishes.batching)
-    for text in wishes.budgets:
-        _check_budget(text)
+    _check_budgets(wishes)
 
 
 def _check_profiles(wishes: Wishes) -> None:
@@ -116,8 +121,8 @@ def _check_model(wishes: Wishes) -> None:
         raise InputError("give --model and --trace together, or neither for the reference model")
     if wishes.source is not None and wishes.source.is_random and wishes.routing == "own":
         raise InputError("--routing own: random weights route by chance; use --routing forced")
-    if wishes.trace is not None and not wishes.trace.is_file():
-        raise InputError(f"--trace {wishes.trace}: no such file")
+    if wishes.trace is not None and not wishes.trace.exists():
+        raise InputError(f"--trace {wishes.trace}: no such file or folder")
 
 
 def _check_output(output: Path | None) -> None:
@@ -128,12 +133,24 @@ def _check_output(output: Path | None) -> None:
             raise InputError(f"-o {output}: there is no folder {output.parent}")
 
 
-def _check_budget(text: str) -> None:
+def _check_budgets(wishes: Wishes) -> None:
+    for option, text in (("--slots", wishes.slots), ("--vram", wishes.vram)):
+        for item in [] if text is None else split_list(option, text):
+            if is_slots(item) == (option == "--slots") and _is_room(item):
+                continue
+            if option == "--slots":
+                raise InputError(
+                    f"--slots {item}: give a number of experts or a share, such as 25%"
+                )
+            raise InputError(
+                f"--vram {item}: give a size, such as 12GiB; a share of the experts is for --slots"
+            )
+
+
+def _is_room(text: str) -> bool:
+    if text.isdecimal():
+        return int(text) > 0
     try:
-        usable = parse_ppm(text) > 0 if text.endswith("%") else parse_bytes(text) > 0
+        return parse_ppm(text) > 0 if text.endswith("%") else parse_bytes(text) > 0
     except ProfileError:
-        usable = False
-    if not usable:
-        raise InputError(
-            f"--vram {text}: give shares of the experts or sizes, such as 25% or 12GiB"
-        )
+        return False

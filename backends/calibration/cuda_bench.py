@@ -117,8 +117,10 @@ class CudaBench:
         with torch.cuda.stream(self._up):
             nbytes = self.scale.long_copy_bytes
             self._enqueue("h2d", nbytes, _BESIDE_BYTES // nbytes)
-        yield
-        torch.cuda.synchronize()
+        try:
+            yield
+        finally:
+            torch.cuda.synchronize()
 
     # Kernels
 

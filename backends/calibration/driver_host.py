@@ -16,11 +16,10 @@ from moesim.backends.drivers.cuda.graph_driver import GraphDriver
 from moesim.backends.drivers.cuda.streams import NS_PER_MS, new_event
 from moesim.backends.opening import open_model
 from moesim.backends.sources import RANDOM, Source
+from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.messages import Copy, Run
-from moesim.simulator.registry import Axis
 from moesim.simulator.terms import GPU, RAM, Cause, Place, Tier
 
-LRU: dict[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
 CONTEXT = 128
 CALLS = 8
 BEHIND = 3
@@ -54,8 +53,8 @@ class DriverHost:
         self._opened = opened
         self._driver = GraphDriver(controller, store, budget_bytes)
         self._decode = decode = self._driver.single_decoder(opened.checkpoint.model, CONTEXT)
-        self._layer = decode._graphs[1].replay  # noqa: SLF001  what a step launches
-        self._work = decode._works[0]  # noqa: SLF001  the inputs that the graphs read
+        self._layer = decode.graphs[1].replay
+        self._work = decode.works[0]
         self._work.choose(list(range(self._top_k)))
         module = store.parts.layers[0].experts
         hidden = self._work.hidden_TD.shape[-1]

@@ -196,9 +196,11 @@ class GraphSoftware:
             )
 
     def close(self) -> None:
-        """Release models and driver."""
+        """Release models, sessions and driver."""
         for model in self._models:
             model.close()
+        for session in (self._few, self._many, *self._others):
+            session.close()
         self._host.close()
 
 

@@ -100,7 +100,7 @@ class Pieces:
     def attend(self, context: int) -> int:
         """Launch some layers' attention and router, and return how many."""
         decode, _ = self._decoders[context]
-        graphs = decode._graphs[1:-1]  # noqa: SLF001  what the driver launches, one by one
+        graphs = decode.graphs[1:-1]
         turns = -(-ROUNDS // len(graphs))
         for _ in range(turns):
             for graph in graphs:
@@ -110,13 +110,13 @@ class Pieces:
     def speak(self, context: int) -> int:
         """Launch what follows the last experts."""
         decode, _ = self._decoders[context]
-        decode._graphs[-1].replay()  # noqa: SLF001  as above
+        decode.graphs[-1].replay()
         return 1
 
     def run(self, experts: int) -> int:
         """Launch some runs of so many experts, each of others than the one before."""
         decode, kernels = next(iter(self._decoders.values()))
-        work = decode._works[0]  # noqa: SLF001  the inputs that the graphs read
+        work = decode.works[0]
         work.choose(list(range(self.top_k)))
         for _ in range(ROUNDS):
             slots = [(self._slot + number) % self._slots for number in range(experts)]

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,16 @@ def calibrate(
         command: Stands in the evidence of each figure.
         on_round: Called with the share of the time that is over.
     """
-    before = fingerprint.clocks(bench.place)
-    driver = fingerprint.driver(bench.place)
-    cores = max(1, fingerprint.cores() - _SPARE_CORES)
-    in_ram = works.Weights(torch.device("cpu"), bench.dtype, bench.scale.cold_bytes)
-    workers = cpu_experts.CpuExperts(bench, in_ram, cores)
-    try:
+    with ExitStack() as held:
+        held.callback(bench.close)
+        before = fingerprint.clocks(bench.place)
+        driver = fingerprint.driver(bench.place)
+        cores = max(1, fingerprint.cores() - _SPARE_CORES)
+        in_ram = works.Weights(torch.device("cpu"), bench.dtype, bench.scale.cold_bytes)
+        workers = cpu_experts.CpuExperts(bench, in_ram, cores)
+        held.callback(workers.close)
         software = bench.software()
+        held.callback(software.close)
         replays, refused = decisions.replays(read(_sample_file()).head(requests=1), systems)
         probes = [
             *copies.probes(bench),
@@ -115,10 +119,6 @@ def calibrate(
         pinned, is_more = bench.pinned_bytes(seconds * _PIN_SHARE)
         _memory(bench, machine, machine_sheet, runtime, runtime_sheet)
         software.complete({**machine, "sources": machine_sheet.sources}, runtime, runtime_sheet)
-        software.close()
-    finally:
-        workers.close()
-        bench.close()
     beside = machine_sheet.median("copy h2d not beside") / machine_sheet.median(
         "copy h2d beside d2h"
     )

@@ -1,9 +1,7 @@
 """What a calibration asks of the software that runs on a device: its kernels and its host costs."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
-from moesim.backends.calibration.fitting import Check
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.sheet import Sheet
 from moesim.backends.calibration.works import Work
@@ -39,6 +37,3 @@ class Software(Protocol):
     def close(self) -> None:
         """Give back what it holds."""
         ...
-
-
-Checks = Sequence[Check]

@@ -20,15 +20,13 @@ from moesim.backends.generation import Sampling
 from moesim.backends.opening import open_model
 from moesim.backends.sources import RANDOM, Source
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
+from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.costs import CostModel
 from moesim.simulator.ledger import RequestTimes
-from moesim.simulator.registry import Axis
 from moesim.traces import RoutingTrace, TraceHeader
 from moesim.traces.assemble import RequestRows, assemble
 
 # T tokens, L MoE layers, E experts of a layer, K chosen.
-
-LRU: dict[Axis, str] = {"cache": "lru", "prefetch": "none", "schedule": "resident_first"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +118,10 @@ class Session:
     def _seen(self) -> Times:
         assert self._last is not None
         return self._last
+
+    def close(self) -> None:
+        """Release the model."""
+        del self._opened
 
     def explained(self, machine: HardwareProfile, runtime: RuntimeProfile) -> Times:
         """Return what these figures say of the session."""

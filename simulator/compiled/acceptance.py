@@ -39,7 +39,7 @@ TAKEN: Mapping[Axis, tuple[type[Policy], ...]] = {
     "schedule": (ResidentFirst, OnDemand),
 }
 
-REFUSED_OPTIONS: Mapping[type[Policy], Mapping[str, object]] = {
+ONLY_VALUES: Mapping[type[Policy], Mapping[str, object]] = {
     LeastFrequentlyUsed: {"decay": 1.0},
     Belady: {"admit": "forced"},
     NextGate: {"take": "only_missing"},
@@ -60,7 +60,7 @@ def check_policies(policies: Mapping[Axis, PolicySpec]) -> None:
                 f"engine compiled has no {axis} policy {spec.text} (it has {names}); "
                 "use --engine clock, which takes any"
             )
-        for option, only in REFUSED_OPTIONS.get(spec.cls, {}).items():
+        for option, only in ONLY_VALUES.get(spec.cls, {}).items():
             if spec.options.get(option, only) != only:
                 raise CapabilityError(
                     f"engine compiled takes {axis} policy {spec.text} with {option}={only} alone; "

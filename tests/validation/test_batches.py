@@ -147,7 +147,7 @@ def test_batches_of_the_reference_model_end_to_end(tmp_path: Path) -> None:
     """The command predicts, executes and judges a batch; decisions are as predicted."""
     app = typer.Typer()
     app.command()(validate)
-    options = ["--warm", "1", "--tokens", "6", "--repeats", "1", "--vram", "50%", "--batch", "2"]
+    options = ["--warm", "1", "--tokens", "6", "--repeats", "1", "--slots", "50%", "--batch", "2"]
     options += ["--system", "on-demand", "--chunk", "64", "-o", str(tmp_path / "evidence")]
     done = CliRunner().invoke(app, options, catch_exceptions=False)
     assert done.exit_code == 0

@@ -8,7 +8,6 @@ from moesim.simulator.messages import Copy, LayerRouted, Run
 from moesim.simulator.terms import GPU, RAM, Cause, Place, Tier
 from moesim.validation.compare import (
     compare_decisions,
-    contention_ns,
     one_token,
     outcome_of,
     times_of,
@@ -24,20 +23,6 @@ def log_of(*answers):
     return [
         ([LayerRouted(0, layer, (0,))], 0, list(commands)) for layer, commands in enumerate(answers)
     ]
-
-
-def test_runs_beside_copies_are_compared_with_free_ones() -> None:
-    """Two runs of 130 and 150 beside a copy, where free ones take 100, lost 80 in all."""
-    spans = [
-        ("gpu", RUN, 0, 100),
-        ("h2d", COPY, 150, 400),
-        ("gpu", RUN, 100, 230),
-        ("gpu", RUN, 390, 540),
-        ("gpu", PAIR, 230, 390),
-        ("gpu", RUN, 540, 640),
-    ]
-    assert contention_ns(spans) == 80
-    assert contention_ns([]) == 0
 
 
 def test_equal_decisions_do_not_differ() -> None:

@@ -154,7 +154,7 @@ def test_own_routing_needs_tokens(subject: Subject) -> None:
 @pytest.mark.parametrize("routing", ["forced", "own"])
 def test_the_reference_model_end_to_end(tmp_path: Path, routing: str) -> None:
     """One short cell of the shipped model is predicted, executed, decided alike, and resumed."""
-    options = ["--warm", "1", "--tokens", "6", "--repeats", "2", "--vram", "50%"]
+    options = ["--warm", "1", "--tokens", "6", "--repeats", "2", "--slots", "50%"]
     options += ["--system", "on-demand", "--routing", routing, "-o", str(tmp_path / "evidence")]
     first = CliRunner().invoke(app, options, catch_exceptions=False)
     again = CliRunner().invoke(app, options, catch_exceptions=False)

@@ -42,7 +42,7 @@ def options(tmp_path: Path, trace_of: Callable[..., RoutingTrace]) -> list[str]:
     shape.write_text(SHAPE)
     write(trace_of(requests=3), trace)
     model = ["--model", shape, "--weights", "random", "--trace", trace]
-    cell = ["--warm", 2, "--tokens", 20, "--repeats", 1, "--vram", "50%"]
+    cell = ["--warm", 2, "--tokens", 20, "--repeats", 1, "--slots", "50%"]
     figures = ["--hardware", "h100-sxm", "--runtime", "moesim-graph"]
     return [str(word) for word in [*model, *cell, *figures]]
 

@@ -156,7 +156,7 @@ def test_a_machine_made_so_decides_as_before(
     shape.write_text(SHAPE)
     write(trace_of(requests=3), trace)
     words = ["--model", shape, "--weights", "random", "--trace", trace, "-o", folder]
-    cell = ["--warm", 2, "--tokens", 10, "--repeats", 1, "--vram", "50%", "--system", "on-demand"]
+    cell = ["--warm", 2, "--tokens", 10, "--repeats", 1, "--slots", "50%", "--system", "on-demand"]
     options = [str(word) for word in [*words, *cell, "--intervene", intervention, "--prompt", 9]]
     result = CliRunner().invoke(app, options, catch_exceptions=False)
     assert result.exit_code == 0

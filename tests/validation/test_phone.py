@@ -64,3 +64,16 @@ def test_the_readme_says_what_the_evidence_says(committed: dict[str, Any], folde
     for name in ("mean", "p50", "p99", "p99_with_spread", "undisturbed_mean"):
         assert f"{unseen[name] * 100:+.1f} %" in text
     assert f"{committed['prompt']['error'] * 100:+.1f} %" in text
+
+
+def test_without_folders_it_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing folder is a line of usage, no traceback."""
+    with pytest.raises(SystemExit):
+        phone.main(["only-one"])
+    assert "the following arguments are required: OUT" in capsys.readouterr().err
+
+
+def test_evidence_names_the_folders_that_were_given() -> None:
+    """The command in the evidence is the one that ran, without this machine's folders."""
+    words = "python -m moesim.validation.phone traces/mine mine-out"
+    assert words == phone.command_of(Path("traces/mine"), Path("/somewhere/mine-out"))

@@ -50,7 +50,7 @@ def options(tmp_path: Path, trace_of: Callable[..., RoutingTrace]) -> list[str]:
     shape.write_text(SHAPE)
     write(trace_of(requests=3), trace)
     model = ["--model", shape, "--weights", "random", "--layers", 3, "--trace", trace]
-    cell = ["--warm", 2, "--tokens", 10, "--repeats", 2, "--vram", "50%", "--system", "on-demand"]
+    cell = ["--warm", 2, "--tokens", 10, "--repeats", 2, "--slots", "50%", "--system", "on-demand"]
     return [str(word) for word in [*model, *cell, "--pinned-pool", "100KiB"]]
 
 

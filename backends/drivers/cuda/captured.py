@@ -6,7 +6,8 @@ Each of the first L ends by posting the router's choice to the host (and what a 
 the next begins by taking in what the experts gave; the last posts the most probable tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,9 +18,9 @@ from torch import Tensor
 from moesim.backends.drivers.cuda.machine import reason
 from moesim.backends.drivers.cuda.posted import Posted
 from moesim.backends.drivers.cuda.streams import new_stream
-from moesim.backends.experts import LayerWork, attach
+from moesim.backends.experts import LayerWork, Serve, attach
 from moesim.backends.models import Model, MoeParts
-from moesim.simulator.errors import CapabilityError
+from moesim.simulator.errors import CapabilityError, MoesimError, OutOfMemoryError
 
 # T tokens, B rows (a token of each request), L MoE layers, K chosen, S choices, D width,
 # V vocabulary.
@@ -119,6 +120,11 @@ class Pieces:
         """What each layer computes on, filled anew by every replay."""
         return self._works
 
+    @property
+    def graphs(self) -> list[torch.cuda.CUDAGraph]:
+        """The pieces: up to the first router, between routers, and after the last experts."""
+        return self._graphs
+
     def replay(
         self, rows: Sequence[int], compute: Compute, until: Until
     ) -> tuple[Tensor, list[int]]:
@@ -164,6 +170,7 @@ class Pieces:
 
         Raises:
             CapabilityError: The family's forward cannot be captured.
+            OutOfMemoryError: VRAM has no room for what it keeps.
         """
 
         def forward(best: Posted) -> Tensor:
@@ -174,29 +181,42 @@ class Pieces:
         stream = new_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            detach = attach(model, self._parts, self._warm_up, self._guess)
-            for _ in range(WARM_UPS):
-                forward(Posted(len(self._rows), self._device))
-            detach()
+            with self._serving(model, self._warm_up):
+                for _ in range(WARM_UPS):
+                    forward(Posted(len(self._rows), self._device))
             if self._look is not None:
                 count = self._look_shape.numel()
                 self._looked = [Posted(count, self._device) for _ in self._chosen]
             torch.cuda.synchronize()
-            detach = attach(model, self._parts, self._cut, self._guess)
-            try:
+            with self._serving(model, self._cut):
                 self._begin()
                 self._logits_BV = forward(self._best)
                 self._end()
-            except RuntimeError as error:
-                self._abandon()
-                why = reason(error).partition(". ")[0]
-                raise CapabilityError(
-                    f"{type(model).__name__}: its forward cannot be captured ({why}); {WAY_OUT}"
-                ) from error
-            finally:
-                detach()
             self._experts.finish()
         torch.cuda.current_stream().wait_stream(stream)
+
+    @contextmanager
+    def _serving(self, model: Model, serve: Serve) -> Iterator[None]:
+        """Have the model's experts served in that way; say in our words why it cannot be done."""
+        detach = attach(model, self._parts, serve, self._guess)
+        name = type(model).__name__
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self._abandon()
+            raise OutOfMemoryError(
+                f"{name}: VRAM has no room for its graphs; leave more beside the experts"
+            ) from error
+        except RuntimeError as error:
+            self._abandon()
+            if isinstance(error, MoesimError):
+                raise
+            why = reason(error).partition(". ")[0]
+            raise CapabilityError(
+                f"{name}: its forward cannot be captured ({why}); {WAY_OUT}"
+            ) from error
+        finally:
+            detach()
 
     def _begin(self) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -207,6 +227,8 @@ class Pieces:
         self._graphs[-1].capture_end()
 
     def _abandon(self) -> None:
+        if not self._graphs:
+            return
         try:
             self._end()
         except RuntimeError:

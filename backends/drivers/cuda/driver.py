@@ -4,15 +4,15 @@ One stream copies, in the order of the commands; the model's own stream computes
 waits between the two, so that the host hands a layer over and goes on.
 """
 
-import gc
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from moesim.backends.collector import without_collector
 from moesim.backends.drivers.asks import Asks
 from moesim.backends.drivers.cuda.copies import Copies
 from moesim.backends.drivers.cuda.cpu_experts import CpuExperts, leave_cores
@@ -85,12 +85,11 @@ class CudaDriver(SpinningDriver):
         self._asked = Asks(controller, self._streams["asks"])
         self._cpu_experts = CpuExperts(store, self._streams["cpu"], self.take)
         self._work: LayerWork | None = None
-        self._had_gc = gc.isenabled()
+        self._still = ExitStack()
 
     def __enter__(self) -> Self:
         """Keep the collector out of the loop until ``close``."""
-        gc.collect()
-        gc.disable()
+        self._still.enter_context(without_collector())
         return self
 
     def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
@@ -255,8 +254,7 @@ class CudaDriver(SpinningDriver):
         self._cpu_experts.abandon()
         self._runs = []
         self._work = self._products = self._arena_B = None
-        if self._had_gc:
-            gc.enable()
+        self._still.close()
         torch.cuda.empty_cache()
 
     def marks_of(self, numbers: Sequence[int]) -> list[Mark]:

@@ -7,7 +7,9 @@ from moesim.backends.drivers.cuda.pinned import mapped, pinned_bytes, words
 
 # S values, T tokens, K chosen.
 
-STAMP = 1 << 32
+STAMP_BITS = 32
+"""A word's upper half is the number of the launch."""
+STAMP = 1 << STAMP_BITS
 """What the words of one launch are larger by than those of the launch before."""
 VALUE = STAMP - 1
 SIGN = 1 << 31

@@ -1,7 +1,9 @@
 """A calibration from end to end on this CPU, on sizes small enough for a test."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import typer
 
 from moesim.backends.calibrate_command import calibrate as command
+from moesim.backends.calibration import run
 from moesim.backends.calibration.cuda_bench import CudaBench
 from moesim.backends.calibration.files import write_machine, write_runtime
 from moesim.backends.calibration.run import Calibration, calibrate
@@ -153,3 +156,76 @@ def test_a_gpu_is_calibrated(tmp_path: Path) -> None:
     done = calibrate(CudaBench(), name="gpu", seconds=10.0, command="a test")
     write_machine(done.machine, tmp_path / "gpu.yaml")
     assert torch.cuda.get_device_name() == check(tmp_path / "gpu.yaml").gpu.name
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"cache": "lru"}, "--cache lru: tells what an engine's log was made with"),
+        ({"slots": "25%"}, "--slots 25%: tells what an engine's log was made with"),
+        ({"log_columns": "time=t"}, "--log-columns time=t: tells what"),
+        ({"minutes": 1.0}, "--minutes 1.0: is of measuring this machine"),
+        ({"backend": "cpu"}, "--backend cpu: is of measuring this machine"),
+    ],
+)
+def test_an_option_of_the_other_way_is_refused(
+    options: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    """Measuring takes no options of a log, a log none of measuring; each is named."""
+    of_log = {"backend", "minutes"} & options.keys()
+    log = {"from_log": tmp_path / "a.csv", "trace": tmp_path / "t.npz"} if of_log else {}
+    with pytest.raises(InputError) as told:
+        command(tmp_path / "x.yaml", **options, **log)
+    assert str(told.value).startswith(line)
+
+
+class Failing(ThreadsBench):
+    """A bench whose software fails at its first probe, and which says what is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(SMALL)
+        self.closed: list[str] = []
+
+    def software(self) -> Any:
+        """Return software that cannot be measured."""
+
+        def fail() -> list[Any]:
+            raise ZeroDivisionError
+
+        return SimpleNamespace(probes=fail, close=lambda: self.closed.append("software"))
+
+    def close(self) -> None:
+        """Say so."""
+        self.closed.append("bench")
+        super().close()
+
+
+def test_a_failed_probe_leaves_nothing_open() -> None:
+    """What holds the device is closed before the bench, whatever failed."""
+    bench = Failing()
+    with pytest.raises(ZeroDivisionError):
+        calibrate(bench, name="small", seconds=0.0, command="a test", systems=["on-demand"])
+    assert bench.closed == ["software", "bench"]
+
+
+def test_a_bench_is_closed_where_its_workers_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failure before the first probe closes the bench too."""
+    monkeypatch.setattr(run.works, "Weights", lambda *_: 1 // 0)
+    bench = Failing()
+    with pytest.raises(ZeroDivisionError):
+        calibrate(bench, name="small", seconds=0.0, command="a test", systems=["on-demand"])
+    assert bench.closed == ["bench"]
+
+
+def test_copies_beside_have_ended_though_a_probe_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is waited for after a probe that raises, so that the next has it alone."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    bench: Any = object.__new__(CudaBench)
+    bench.scale, bench._up, bench._enqueue = SMALL, None, lambda *_: None
+    with pytest.raises(ZeroDivisionError), bench.copies_beside():
+        raise ZeroDivisionError
+    assert waited == [1]

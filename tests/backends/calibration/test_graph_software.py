@@ -222,3 +222,17 @@ def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
     assert all(abs(check.error) < 0.01 for check in tokens)
     assert "3 points" not in sheet.sources["tokens"]["source"]
     assert "1 points not fitted" in sheet.sources["tokens"]["source"]
+
+
+def test_closing_releases_models_sessions_and_driver() -> None:
+    """Each of what holds weights on the GPU is closed once."""
+    closed: list[str] = []
+
+    def holder(name: str) -> SimpleNamespace:
+        return SimpleNamespace(close=lambda: closed.append(name))
+
+    found: Any = object.__new__(graphs.GraphSoftware)
+    found._models, found._host = [holder("model")], holder("host")
+    found._few, found._many, found._others = holder("few"), holder("many"), [holder("other")]
+    found.close()
+    assert sorted(closed) == ["few", "host", "many", "model", "other"]

@@ -26,7 +26,7 @@ from moesim.backends.forcing import requests_of  # noqa: E402
 from moesim.backends.generation import Request  # noqa: E402
 from moesim.backends.testing import first_difference  # noqa: E402
 from moesim.simulator.engine_counts import count  # noqa: E402
-from moesim.simulator.errors import CapabilityError  # noqa: E402
+from moesim.simulator.errors import CapabilityError, OutOfMemoryError  # noqa: E402
 from moesim.simulator.serving.arrivals import OpenLoop  # noqa: E402
 from moesim.simulator.serving.recorded import RecordedRequests  # noqa: E402
 
@@ -239,3 +239,20 @@ def test_windows_that_move_on_the_host_are_refused(offloaded: Callable[[str], An
     it = offloaded("GptOss")
     with pytest.raises(CapabilityError, match=r"sliding windows.*--backend cuda-eager"):
         run(it, "lru none resident_first", [Request(prompt=PROMPTS[0])], RowsDriver)
+
+
+@pytest.mark.parametrize("stage", ["warm up", "capture"])
+def test_no_room_for_graphs_is_said_and_the_model_is_let_go(
+    stage: str, offloaded: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory is not "cannot be captured", and nothing stays attached, at either stage."""
+    it = offloaded("Olmoe")
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Pieces, "_warm_up" if stage == "warm up" else "_cut", fail)
+    with pytest.raises(OutOfMemoryError, match="no room for its graphs"):
+        run(it, "lru none resident_first", [Request(prompt=PROMPTS[0])], RowsDriver)
+    for layer in it.store.parts.layers:
+        assert not hasattr(layer.experts, "moesim_serve")

@@ -10,10 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# S values.
+from moesim.backends.drivers.cuda.posted import STAMP_BITS
 
-STAMP_BITS = 32
-"""A word's upper half is the number of the launch."""
+# S values.
 
 
 def post(values_S: Tensor, gates_S: Tensor | None, launches_1: Tensor, words_S: Tensor) -> None:
@@ -31,12 +30,28 @@ def post(values_S: Tensor, gates_S: Tensor | None, launches_1: Tensor, words_S: 
     block = triton.next_power_of_2(count)
     gates = launches_1 if gates_S is None else gates_S
     _post[(1,)](
-        values_S, gates, launches_1, words_S, count, HAS_GATES=gates_S is not None, BLOCK=block
+        values_S,
+        gates,
+        launches_1,
+        words_S,
+        count,
+        HAS_GATES=gates_S is not None,
+        BLOCK=block,
+        SHIFT=STAMP_BITS,
     )
 
 
 @triton.jit
-def _post(values, gates, launches, words, count, HAS_GATES: tl.constexpr, BLOCK: tl.constexpr):
+def _post(
+    values,
+    gates,
+    launches,
+    words,
+    count,
+    HAS_GATES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
     s = tl.arange(0, BLOCK)
     launch = tl.load(launches) + 1
     word = tl.load(values + s, mask=s < count, other=0).to(tl.int64) & 0xFFFFFFFF
@@ -45,4 +60,4 @@ def _post(values, gates, launches, words, count, HAS_GATES: tl.constexpr, BLOCK:
         word += (gate.to(tl.int16, bitcast=True).to(tl.int64) & 0xFFFF) << 16
     tl.debug_barrier()
     tl.store(launches, launch)
-    tl.store(words + s, word + (launch << 32), mask=s < count, cache_modifier=".wt")
+    tl.store(words + s, word + (launch << SHIFT), mask=s < count, cache_modifier=".wt")
