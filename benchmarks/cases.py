@@ -8,7 +8,8 @@ from moesim.simulator.demands import Workload
 from moesim.simulator.ledger import Counts
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.registry import Axis
-from moesim.simulator.runs import ENGINES, Prepared, RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import ENGINES, Prepared, prepare
 from moesim.traces import RoutingTrace, load, synthetic
 
 SEED = 0

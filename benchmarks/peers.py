@@ -27,7 +27,8 @@ from cases import RECORDED
 from moesim.simulator.compiled.counting import count_all, tables
 from moesim.simulator.compiled.serve import serve
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.runs import Prepared, RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import Prepared, prepare
 from moesim.traces import RoutingTrace, load
 
 POLICIES = {"LRU": "lru", "LFU": "lfu", "FIFO": "fifo", "Belady": "belady"}

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.simulator.serving.spec import Serving
 from moesim.traces import load
 

@@ -8,7 +8,6 @@ it refuses by name. Nothing here imports numba before a run.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from moesim.simulator.assembly import assemble
 from moesim.simulator.compiled.acceptance import check_installed, check_policies
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
@@ -50,18 +49,7 @@ def replay_compiled(
     from moesim.simulator.compiled.running import replay  # noqa: PLC0415  numba takes 0.4 s
 
     spec = run.spec
-    controller = assemble(
-        run.policies,
-        experts=spec.trace.experts,
-        top_k=spec.trace.top_k,
-        sizes_L=run.sizes_L,
-        budget_bytes=run.memory.expert_bytes,
-        costs=run.costs,
-        window_bytes=run.costs.window_bytes,
-        seed=spec.seed,
-        profile_trace=spec.profile_trace,
-        future=RecordedFuture(()),
-    )
+    controller = run.controller(future=RecordedFuture(()))
     if is_long(spec.trace):
         from moesim.simulator.compiled.streaming import check_streamed, stream  # noqa: PLC0415
 

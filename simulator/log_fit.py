@@ -31,7 +31,8 @@ from moesim.simulator.fitted_profile import (
     runtime_of,
 )
 from moesim.simulator.models.cost_shape import CostShape
-from moesim.simulator.runs import Prepared, RunSpec, prepare, resolve_shape
+from moesim.simulator.run_spec import RunSpec, resolve_shape
+from moesim.simulator.runs import Prepared, prepare
 
 # N decode steps, 2 columns: a constant and the bytes missed.
 Floats = NDArray[np.float64]

@@ -32,7 +32,8 @@ from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.simulator.key_values import key_values
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.registry import AXES
-from moesim.simulator.runs import ENGINE_NAMES, RunSpec
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import ENGINE_NAMES
 from moesim.simulator.serving.stream import with_files
 from moesim.traces import RoutingTrace, load, parse_mapping
 

@@ -32,7 +32,8 @@ from moesim.simulator.memory import MemorySpec
 from moesim.simulator.progress import progress
 from moesim.simulator.registry import Axis
 from moesim.simulator.results import write_text
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.traces import RoutingTrace
 from moesim.validation.accuracy_options import arms, parse
 from moesim.validation.accuracy_report import plot_periods, table

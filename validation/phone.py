@@ -22,7 +22,8 @@ from moesim.simulator.engine_log import EngineLog, read_log
 from moesim.simulator.fitted_profile import Constants
 from moesim.simulator.log_fit import STUMBLE, LogFit, fit_log
 from moesim.simulator.results import write_text
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.validation.provenance import without_folder
 from moesim.validation.statistics import spread
 

@@ -8,7 +8,7 @@ from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.ledger import check
-from moesim.simulator.runs import GRANTS
+from moesim.simulator.run_spec import GRANTS
 from moesim.validation.compare import one_token, outcome_of
 from moesim.validation.evidence import Cell, Prediction
 from moesim.validation.evidence_files import hash_of

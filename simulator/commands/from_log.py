@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from moesim.simulator.engine_log import EngineLog
     from moesim.simulator.log_fit import LogFit
-    from moesim.simulator.runs import RunSpec
+    from moesim.simulator.run_spec import RunSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def run_of(trace: Path, engine: Engine) -> "RunSpec":
     """Return the run that a log is of; its machine and runtime are what will be fitted."""
     from moesim.simulator.commands.policies import choose_policies
     from moesim.simulator.memory import MemorySpec
-    from moesim.simulator.runs import RunSpec
+    from moesim.simulator.run_spec import RunSpec
     from moesim.traces import load
 
     chosen = choose_policies(

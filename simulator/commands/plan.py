@@ -234,7 +234,7 @@ def _capacity(
     """
     from moesim.hardware_profiles.units import format_bytes
     from moesim.simulator.capacity import largest_batch, longest_prompt
-    from moesim.simulator.runs import costs_of
+    from moesim.simulator.run_spec import costs_of
 
     spec = options.run_spec()
     costs = costs_of(spec)

@@ -43,7 +43,8 @@ from moesim.simulator.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from moesim.simulator.runs import RunResult, RunSpec
+    from moesim.simulator.run_spec import RunSpec
+    from moesim.simulator.runs import RunResult
 
 
 def simulate(

@@ -6,7 +6,6 @@ residency is left. For hit-rate questions and beside cache simulators, which hav
 
 from dataclasses import dataclass
 
-from moesim.simulator.assembly import assemble
 from moesim.simulator.compiled import layout
 from moesim.simulator.compiled.acceptance import check_policies
 from moesim.simulator.compiled.caches import touch
@@ -29,9 +28,7 @@ from moesim.simulator.compiled.layout import (
     RUNS,
     Run,
 )
-from moesim.simulator.compiled.packing import pack
-from moesim.simulator.compiled.running import check_fault
-from moesim.simulator.compiled.wishes import no_wishes
+from moesim.simulator.compiled.running import check_fault, packed
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.policies.prefetch.none import NoPrefetch
@@ -63,29 +60,7 @@ def tables(run: Prepared) -> Run:
             f"a replay without a clock has no prefetch {run.policies['prefetch'].text}: "
             "take prefetch none, or an engine with a clock"
         )
-    spec = run.spec
-    controller = assemble(
-        run.policies,
-        experts=spec.trace.experts,
-        top_k=spec.trace.top_k,
-        sizes_L=run.sizes_L,
-        budget_bytes=run.memory.expert_bytes,
-        costs=run.costs,
-        window_bytes=run.costs.window_bytes,
-        seed=spec.seed,
-        profile_trace=spec.profile_trace,
-        future=RecordedFuture(()),
-    )
-    return pack(
-        spec.trace,
-        run.costs,
-        run.policies,
-        spec.system,
-        run.costs.window_bytes,
-        controller.residency,
-        controller.initial(),
-        no_wishes(),
-    )
+    return packed(run, run.controller(future=RecordedFuture(())))
 
 
 def count(run: Prepared) -> Counted:

@@ -22,7 +22,8 @@ from moesim.simulator.errors import (
 from moesim.simulator.messages import Fact, LayerRouted
 from moesim.simulator.policies.base import Policy
 from moesim.simulator.registry import AXES, Axis, PolicySpec
-from moesim.simulator.runs import GRANTS, Prepared
+from moesim.simulator.run_spec import GRANTS
+from moesim.simulator.runs import Prepared
 from moesim.simulator.testing.promises import (
     check_nothing_shared,
     check_options,

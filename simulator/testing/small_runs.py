@@ -16,7 +16,8 @@ from moesim.simulator.messages import Command, Copy, LayerDone, Reroute, Run
 from moesim.simulator.models.cost_shape import CostShape
 from moesim.simulator.policies.base import Policy
 from moesim.simulator.registry import Axis, PolicySpec
-from moesim.simulator.runs import ENGINES, Prepared, RunSpec
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import ENGINES, Prepared
 from moesim.simulator.serving.setup import serve
 from moesim.simulator.serving.spec import Serving
 from moesim.simulator.testing.adversary import AdversarialDriver, Choose

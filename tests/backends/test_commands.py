@@ -13,7 +13,8 @@ from moesim.backends.commands import record
 from moesim.backends.reference.vocabulary import make_tokenizer
 from moesim.simulator.errors import InputError
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.traces import load
 
 APP = typer.Typer()

@@ -8,7 +8,7 @@ import pytest
 from moesim.simulator import registry
 from moesim.simulator.engine_counts import count
 from moesim.simulator.registry import Axis
-from moesim.simulator.runs import GRANTS
+from moesim.simulator.run_spec import GRANTS
 from moesim.simulator.testing import sample_spec, small_run
 from moesim.traces import RoutingTrace, load
 

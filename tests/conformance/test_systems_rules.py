@@ -16,7 +16,8 @@ from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.policies.base import Demand, RunInfo, View
 from moesim.simulator.residency import Residency
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.simulator.terms import Phase
 from moesim.simulator.testing import counted, decisions, engine, logged, small_run, tiny_trace
 from moesim.traces import RoutingTrace, samples

@@ -25,7 +25,8 @@ from moesim.simulator.engine_clock import ClockEngine
 from moesim.simulator.errors import BudgetError, CapabilityError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.registry import Axis, PolicySpec
-from moesim.simulator.runs import ENGINES, Prepared, RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import ENGINES, Prepared, prepare
 from moesim.simulator.testing import engine, sample_spec, tiny_trace
 from moesim.traces import RoutingTrace, load, write
 

@@ -13,7 +13,8 @@ from moesim.simulator.errors import InputError
 from moesim.simulator.fitted_profile import Constants
 from moesim.simulator.log_fit import LogFit, decode_bytes, fit_log
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.traces import synthetic
 
 TRUTH = Constants(fixed_ns=4e6, byte_ns=0.5, disturbance_ns=0.0)

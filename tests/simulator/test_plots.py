@@ -14,7 +14,8 @@ from moesim.simulator.memory import MemorySpec
 from moesim.simulator.plot_panels import THEMES, fill
 from moesim.simulator.plots import draw, plot_run
 from moesim.simulator.run_series import RunSeries, series_of
-from moesim.simulator.runs import RunResult, RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import RunResult, prepare
 from moesim.simulator.testing.tiny import tiny_trace
 
 SERIES = RunSeries(

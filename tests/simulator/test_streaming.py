@@ -10,7 +10,8 @@ import pytest
 from moesim.simulator import long_traces
 from moesim.simulator.digest import Digest
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.traces import RoutingTrace, load, synthetic
 from moesim.traces.chunks import cut, write_chunks
 

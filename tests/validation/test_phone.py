@@ -9,7 +9,8 @@ import pytest
 from moesim.simulator.commands.from_log import run_of
 from moesim.simulator.engine_log import read_log
 from moesim.simulator.log_fit import fit_log
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.validation import phone
 
 

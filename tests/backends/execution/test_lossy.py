@@ -20,7 +20,8 @@ from moesim.backends.testing import first_difference
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.messages import Command
-from moesim.simulator.runs import RunResult, RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import RunResult, prepare
 from moesim.simulator.testing import decisions
 from moesim.traces import RoutingTrace, read, write
 

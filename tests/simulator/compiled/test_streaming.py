@@ -8,7 +8,8 @@ from moesim.simulator import long_traces
 from moesim.simulator.engine_compiled import replay_compiled
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.runs import Prepared, RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import Prepared, prepare
 from moesim.traces import RoutingTrace, synthetic
 
 

@@ -18,7 +18,8 @@ from moesim.simulator.policies.base import (
     SchedulePolicy,
     View,
 )
-from moesim.simulator.runs import Prepared, RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import Prepared, prepare
 from moesim.simulator.terms import GPU
 from moesim.simulator.testing import counted, logged, small_run, tiny_trace, trace_of
 from moesim.traces import ClosedLoop, RoutingTrace, SelectionRule, SignalSpec

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.runs import RunSpec, prepare
+from moesim.simulator.run_spec import RunSpec
+from moesim.simulator.runs import prepare
 from moesim.simulator.serving.spec import Serving
 from moesim.traces import load
 from moesim.traces.request_log import load_requests
