@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moesim.simulator.ledger import Counts
+from moesim.simulator.testing import small_run
 from moesim.traces import RoutingTrace, TraceHeader
 from moesim.traces.assemble import RequestRows, assemble
 
-Replay = Callable[..., Counts]
+Replay = Callable[..., Any]
 Rows = Mapping[tuple[str, str, int], Mapping[int, int]]
 
 POLICIES = {"LRU": "lru", "LFU": "lfu:count=in_cache", "FIFO": "fifo", "Belady": "belady"}
@@ -97,6 +97,23 @@ def test_fifo_misses_exactly_as_often_over_the_whole_stream(
 ) -> None:
     """FIFO, which is recorded for whole streams only, agrees over five million accesses."""
     _compare(streams, reference, rows, replay, (stream, "FIFO", 5_000_000))
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["LRU", "LFU", "Belady", pytest.param("FIFO", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_compiled_counter_misses_exactly_as_often_over_millions(
+    streams: ModuleType, reference: dict[str, Any], rows: Rows, stream: str, algorithm: str
+) -> None:
+    """The loops under numba, which are a derivation of their own, agree to the last miss too."""
+    counting = pytest.importorskip("moesim.simulator.compiled.counting", reason="needs numba")
+
+    def replay(trace: RoutingTrace, cache: str, **options: Any) -> Any:
+        return counting.count(small_run(trace, cache=cache, **options))
+
+    accesses = 5_000_000 if algorithm == "FIFO" else 1_000_000
+    _compare(streams, reference, rows, replay, (stream, algorithm, accesses))
 
 
 def _compare(
