@@ -1,5 +1,6 @@
 """Shapes as models: true dimensions, made-up weights, experts that take no memory of the device."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,29 +16,13 @@ from moesim.backends.sources import Source, cut  # noqa: E402
 from moesim.simulator import models  # noqa: E402
 from moesim.simulator.errors import InputError  # noqa: E402
 
-TINY = """
-schema: 1
-name: tiny
-hf_id: {hf_id}
-formats: [bf16]
-decoder_layers: 4
-moe_layers: all
-experts: 8
-top_k: 2
-hidden: 64
-expert_width: 32
-vocab: 256
-attention: {{kind: gqa, heads: 4, kv_heads: 2, head_dim: 16, qk_norm: head}}
-"""
 EXPERT_BYTES = 3 * 64 * 32 * 4
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> str:
+def tiny(write_shape: Callable[..., Path]) -> str:
     """Return the file of a Qwen3-MoE of four small layers."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY.format(hf_id="Qwen/Qwen3-tiny"))
-    return str(path)
+    return str(write_shape(decoder_layers=4))
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -49,10 +34,9 @@ def test_a_model_of_a_shape_has_its_parameters(name: str) -> None:
     assert shape.parameters == sum(weights.numel() for weights in model.parameters())
 
 
-def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_family_is_refused(write_shape: Callable[..., Path]) -> None:
     """The line names the hub id and the families that are known."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY.format(hf_id="nobody/Strange-MoE"))
+    path = write_shape(hf_id="nobody/Strange-MoE")
     with pytest.raises(ModelError, match="no family is known for hf_id nobody/Strange-MoE"):
         config_of(models.load(path))
 

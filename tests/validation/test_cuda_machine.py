@@ -17,29 +17,18 @@ from moesim.validation import cuda, session  # noqa: E402
 from moesim.validation.commands import validate  # noqa: E402
 from moesim.validation.evidence_files import read_checks, read_folder  # noqa: E402
 
-SHAPE = """
-schema: 1
-name: tiny
-hf_id: Qwen/Qwen3-tiny
-formats: [bf16]
-decoder_layers: 3
-moe_layers: all
-experts: 8
-top_k: 2
-hidden: 256
-expert_width: 128
-vocab: 256
-attention: {kind: gqa, heads: 4, kv_heads: 2, head_dim: 64, qk_norm: head}
-"""
 app = typer.Typer()
 app.command()(validate)
 
 
 @pytest.fixture
-def options(tmp_path: Path, trace_of: Callable[..., RoutingTrace]) -> list[str]:
+def options(
+    tmp_path: Path, trace_of: Callable[..., RoutingTrace], write_shape: Callable[..., Path]
+) -> list[str]:
     """Return the options of a short validation of a shape with figures of a known machine."""
-    shape, trace = tmp_path / "tiny.yaml", tmp_path / "routes.npz"
-    shape.write_text(SHAPE)
+    heads = {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 64, "qk_norm": "head"}
+    shape = write_shape(hidden=256, expert_width=128, attention=heads)
+    trace = tmp_path / "routes.npz"
     write(trace_of(requests=3), trace)
     model = ["--model", shape, "--weights", "random", "--trace", trace]
     cell = ["--warm", 2, "--tokens", 20, "--repeats", 1, "--slots", "50%"]

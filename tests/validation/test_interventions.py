@@ -26,20 +26,6 @@ from moesim.validation.intervening import (  # noqa: E402
 from moesim.validation.interventions import made_so, predicted  # noqa: E402
 
 MB = 1_000_000
-SHAPE = """
-schema: 1
-name: tiny
-hf_id: Qwen/Qwen3-tiny
-formats: [bf16]
-decoder_layers: 3
-moe_layers: all
-experts: 8
-top_k: 2
-hidden: 64
-expert_width: 32
-vocab: 256
-attention: {kind: gqa, heads: 4, kv_heads: 2, head_dim: 16, qk_norm: head}
-"""
 app = typer.Typer()
 app.command()(validate)
 
@@ -149,11 +135,13 @@ def test_pageable_memory_holds_a_few_experts(made: Callable[[str], Any]) -> None
 
 @pytest.mark.parametrize("intervention", ["link=0.5", "copies=2"])
 def test_a_machine_made_so_decides_as_before(
-    tmp_path: Path, trace_of: Callable[..., RoutingTrace], intervention: str
+    tmp_path: Path,
+    trace_of: Callable[..., RoutingTrace],
+    write_shape: Callable[..., Path],
+    intervention: str,
 ) -> None:
     """The cell says what was changed; bytes, counts and decisions are those predicted."""
-    shape, trace, folder = (tmp_path / name for name in ("tiny.yaml", "routes.npz", "evidence"))
-    shape.write_text(SHAPE)
+    shape, trace, folder = write_shape(), tmp_path / "routes.npz", tmp_path / "evidence"
     write(trace_of(requests=3), trace)
     words = ["--model", shape, "--weights", "random", "--trace", trace, "-o", folder]
     cell = ["--warm", 2, "--tokens", 10, "--repeats", 1, "--slots", "50%", "--system", "on-demand"]

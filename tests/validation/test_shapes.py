@@ -25,29 +25,16 @@ from moesim.validation.evidence_files import CALIBRATION, read, read_folder
 from moesim.validation.routes import check_topology, held_out
 from moesim.validation.subject import HORIZONS, horizons_of
 
-SHAPE = """
-schema: 1
-name: tiny
-hf_id: Qwen/Qwen3-tiny
-formats: [bf16]
-decoder_layers: 4
-moe_layers: all
-experts: 8
-top_k: 2
-hidden: 64
-expert_width: 32
-vocab: 256
-attention: {kind: gqa, heads: 4, kv_heads: 2, head_dim: 16, qk_norm: head}
-"""
 app = typer.Typer()
 app.command()(validate)
 
 
 @pytest.fixture
-def options(tmp_path: Path, trace_of: Callable[..., RoutingTrace]) -> list[str]:
+def options(
+    tmp_path: Path, trace_of: Callable[..., RoutingTrace], write_shape: Callable[..., Path]
+) -> list[str]:
     """Return the options of a validation of a shape of which three of four layers are kept."""
-    shape, trace = tmp_path / "tiny.yaml", tmp_path / "routes.npz"
-    shape.write_text(SHAPE)
+    shape, trace = write_shape(decoder_layers=4), tmp_path / "routes.npz"
     write(trace_of(requests=3), trace)
     model = ["--model", shape, "--weights", "random", "--layers", 3, "--trace", trace]
     cell = ["--warm", 2, "--tokens", 10, "--repeats", 2, "--slots", "50%", "--system", "on-demand"]

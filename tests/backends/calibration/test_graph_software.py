@@ -43,20 +43,6 @@ HOST_NS = {
     "host end of a step with copies": 90_000.0,
     "host end of a step without": 10_000.0,
 }
-SHAPE = """
-schema: 1
-name: small-olmoe
-hf_id: nobody/OLMoE-small
-formats: [bf16]
-decoder_layers: 5
-moe_layers: all
-experts: 8
-top_k: 2
-hidden: 64
-expert_width: 32
-vocab: 128
-attention: {kind: gqa, heads: 2, kv_heads: 2, head_dim: 32, qk_norm: all}
-"""
 ESTIMATE = {"evidence": "estimated", "source": "made up for a test", "band": "10%"}
 OTHERS: dict[str, Any] = {
     "cpu_experts": {"hand_over": ["1us", "made"], "notice": ["1us", "made"]},
@@ -120,10 +106,8 @@ def made_samples() -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def software(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def software(small_olmoe: Path) -> Any:
     """Return the software without a GPU: fits and replays need none."""
-    path = tmp_path_factory.mktemp("shapes") / "small-olmoe.yaml"
-    path.write_text(SHAPE)
     found: Any = object.__new__(graphs.GraphSoftware)
     found._bench = SimpleNamespace(scale=CUDA)
     found._models = [model(name) for name in points.MODELS]
@@ -133,7 +117,7 @@ def software(tmp_path_factory: pytest.TempPathFactory) -> Any:
     found._figures = GraphFigures(found._models, CUDA)
     found._host = object.__new__(DriverHost)
     found._host._top_k = 8
-    found._few, found._many, other = (session(path, layers) for layers in (2, None, 3))
+    found._few, found._many, other = (session(small_olmoe, layers) for layers in (2, None, 3))
     found._others = [other]
     return found
 

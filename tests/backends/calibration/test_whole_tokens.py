@@ -1,5 +1,6 @@
 """Whole tokens: what single figures leave over is found again, and sessions take what they say."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,30 +16,14 @@ from moesim.simulator.demands import Workload
 from moesim.simulator.engine_clock import ClockEngine
 
 LENGTHS = Lengths(prompt=8, short=2, decode=6, skipped=2)
-SHAPE = """
-schema: 1
-name: small-olmoe
-hf_id: nobody/OLMoE-small
-formats: [bf16]
-decoder_layers: 5
-moe_layers: all
-experts: 8
-top_k: 2
-hidden: 64
-expert_width: 32
-vocab: 128
-attention: {kind: gqa, heads: 2, kv_heads: 2, head_dim: 32, qk_norm: all}
-"""
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, Session]:
+def sessions(small_olmoe: Path) -> tuple[Session, Session]:
     """Return a small model with two layers and with all five."""
-    path = tmp_path_factory.mktemp("shapes") / "small-olmoe.yaml"
-    path.write_text(SHAPE)
     place = torch.device("cpu")
-    few = Session(str(path), 2, place, ThreadsDriver, LENGTHS)
-    return few, Session(str(path), None, place, ThreadsDriver, LENGTHS)
+    few = Session(str(small_olmoe), 2, place, ThreadsDriver, LENGTHS)
+    return few, Session(str(small_olmoe), None, place, ThreadsDriver, LENGTHS)
 
 
 def figure(old: Any, value: float) -> Any:
