@@ -7,7 +7,8 @@ by name. No module but ``jit.py`` imports numba, and none of the loops is import
     layout.py        what the arrays are        jit.py      how functions are compiled
     trace_arrays.py  a trace's demands          wishes.py   what prefetch policies answer
     packing.py       a run into arrays          shelves.py  the order in which experts leave
-    caches.py        cache policies             decide.py   judgement, copies, waves, prefetch
-    machine.py       GPU, link and host         serve.py    steps, one after another
-    running.py       from a run to its figures  counting.py without a clock
+    caches.py        cache policies             transfers.py rooms, victims, copies, wishes
+    decide.py        judgement, runs, waves     machine.py  GPU, link and host
+    serve.py         steps, one after another   running.py  from a run to its figures
+    counting.py      without a clock            streaming.py a long trace in pieces
 """

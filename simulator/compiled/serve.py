@@ -1,17 +1,7 @@
 """The loop: one step after another, one layer after another, as the host program of ``host.py``."""
 
 from moesim.simulator.compiled.caches import touch
-from moesim.simulator.compiled.decide import (
-    cancel,
-    carry_out,
-    command,
-    copy_ended,
-    copy_misses,
-    end_event,
-    hand_over,
-    judge,
-    wish,
-)
+from moesim.simulator.compiled.decide import carry_out, copy_misses, end_event, judge
 from moesim.simulator.compiled.jit import entry, jit
 from moesim.simulator.compiled.layout import (
     BEGAN,
@@ -47,6 +37,7 @@ from moesim.simulator.compiled.layout import (
     Run,
 )
 from moesim.simulator.compiled.machine import catch_up, launch, next_look, obey, settle
+from moesim.simulator.compiled.transfers import cancel, command, copy_ended, hand_over, wish
 
 _ASK, _BEGIN = -2, -1
 """Turns that are not of a layer."""
