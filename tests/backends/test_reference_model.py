@@ -96,7 +96,7 @@ def test_the_tokenizer_is_the_bytes() -> None:
 def test_the_recipe_runs_from_texts_to_report(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
 ) -> None:
-    """A few steps on our own source code write a folder that loads, and a report that judges it."""
+    """Some steps on our own source code write a folder that loads, and a report that judges it."""
     sources = sorted((repository / "traces").glob("*.py")) + sorted(
         (repository / "simulator").glob("*.py")
     )
@@ -104,12 +104,12 @@ def test_the_recipe_runs_from_texts_to_report(
     (tmp_path / "code.txt.xz").write_bytes(lzma.compress(code.encode(), preset=0))
     entry = {"file": "code.txt.xz", "domain": "Python code", "open_licence": True}
     (tmp_path / "manifest.json").write_text(json.dumps([entry]))
-    words = ["train", tmp_path, "-o", tmp_path / "out", "--layers", 1, "--steps", 6]
+    words = ["train", tmp_path, "-o", tmp_path / "out", "--layers", 1, "--steps", 24]
     words += ["--batch-rows", 4, "--row-tokens", 65, "--judge-rows", 1, *more]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     train.main()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["provenance"]["steps"] == 6
+    assert report["provenance"]["steps"] == 24
     assert report["provenance"]["upcycled"] == bool(more)
     assert report["curve"][-1][1] < report["curve"][0][1]
     assert report["trained"]["overall"]["bits_per_byte"] < report["untrained"]["bits_per_byte"]
