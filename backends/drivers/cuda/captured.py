@@ -114,6 +114,7 @@ class Pieces:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._pool = pool or torch.cuda.graph_pool_handle()
         self._logits_BV: Tensor | None = None
+        self._run: Callable[[], Tensor] | None = None
 
     @property
     def works(self) -> list[LayerWork]:
@@ -166,12 +167,14 @@ class Pieces:
 
         Args:
             model: Whose forward it is.
-            run: Runs it on what lies where replays will find it; returns the logits [B, V].
+            run: Runs it on what lies where replays will find it; returns the logits [B, V]. Kept,
+                for what it holds is read by every replay.
 
         Raises:
             CapabilityError: The family's forward cannot be captured.
             OutOfMemoryError: VRAM has no room for what it keeps.
         """
+        self._run = run
 
         def forward(best: Posted) -> Tensor:
             logits_BV = run()
