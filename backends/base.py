@@ -31,6 +31,7 @@ from moesim.simulator.messages import (
     LayerDone,
     LayerRouted,
     Move,
+    Report,
     Reroute,
     Run,
     RunBegan,
@@ -102,6 +103,7 @@ class RealDriver(ABC, Generic[Work]):
     Attributes:
         timings: What was measured; whole once the run has ended.
         form: The step that the controller wants served next, or None.
+        wakes_ns: When whoever waits must look again at the latest, or None.
         spans: Every job, where the driver was asked to note them.
     """
 
@@ -112,6 +114,7 @@ class RealDriver(ABC, Generic[Work]):
     def __init__(self, controller: Controller) -> None:
         self.timings = Timings()
         self.form: FormStep | None = None
+        self.wakes_ns: int | None = None
         self.spans: list[Span] | None = None
         self._controller = controller
         self._origin_ns = time.perf_counter_ns()
@@ -178,7 +181,7 @@ class RealDriver(ABC, Generic[Work]):
         """Return whether all that was handed over for the open layer has ended, well or not."""
 
     @abstractmethod
-    def poll(self) -> list[Fact]:
+    def poll(self) -> list[Report]:
         """Return all that has ended and was not reported: copies, CPU runs, answers, failures."""
 
     @abstractmethod
@@ -288,7 +291,7 @@ class RealDriver(ABC, Generic[Work]):
 
     # Telling and obeying
 
-    def tell(self, facts: list[Fact]) -> None:
+    def tell(self, facts: Sequence[Report]) -> None:
         """Report facts and obey the answer."""
         began_ns = self.clock_ns()
         orders = self._controller.decide(facts, began_ns)

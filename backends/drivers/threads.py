@@ -25,9 +25,10 @@ from moesim.simulator.messages import (
     CopyEnded,
     CpuRunEnded,
     Fact,
+    Report,
     Run,
 )
-from moesim.simulator.terms import ALL
+from moesim.simulator.terms import ALL, SECOND_NS
 
 LONGEST_SLEEP_S = 0.05
 
@@ -135,9 +136,9 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self._tell_failures()
         return True
 
-    def poll(self) -> list[Fact]:
+    def poll(self) -> list[Report]:
         """Return all that has ended and was not reported, and whatever failed."""
-        facts: list[Fact] = self._failures()
+        facts: list[Report] = [*self._failures()]
         for n, (job, nbytes) in [*self._copies.items()]:
             if not job.ended.is_set():
                 break  # one engine is a FIFO: nothing behind it has ended
@@ -157,8 +158,11 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self._bell.clear()
 
     def sleep(self) -> None:
-        """Wait for the bell."""
-        self._bell.wait(LONGEST_SLEEP_S)
+        """Wait for the bell, or for the time at which somebody must look again."""
+        left_s = LONGEST_SLEEP_S
+        if self.wakes_ns is not None:
+            left_s = min(left_s, max(0, self.wakes_ns - self.clock_ns()) / SECOND_NS)
+        self._bell.wait(left_s)
 
     def drain(self) -> None:
         """Wait for every stream, and read their busy times."""

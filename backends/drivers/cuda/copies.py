@@ -2,13 +2,22 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from moesim.backends.drivers.cuda.machine import reason
 from moesim.backends.drivers.cuda.streams import Journal, Mark, Marks, new_stream
 from moesim.simulator.ledger import Timings
-from moesim.simulator.messages import Copy, CopyEnded, Fact, Failed
+from moesim.simulator.messages import CopiesEnded, Copy, Failed, Report
 
 ENGINE = "h2d"
+
+
+class _Handed(NamedTuple):
+    """A copy in the stream, its size and the events around it."""
+
+    command: Copy
+    nbytes: int
+    mark: Mark
 
 
 class Copies:
@@ -28,8 +37,8 @@ class Copies:
         self._marks = marks
         self._journal = journal
         self._timings = timings
-        self._open: deque[tuple[Copy, int, Mark]] = deque()  # not yet reported, and their bytes
-        self._ended: list[tuple[Copy, Mark]] = []  # reported, of the step
+        self._open: deque[_Handed] = deque()  # not yet reported
+        self._ended: list[_Handed] = []  # reported, of the step
 
     def __bool__(self) -> bool:
         return bool(self._open)
@@ -54,43 +63,50 @@ class Copies:
         mark.began.record(stream)
         move()
         mark.ended.record(stream)
-        self._open.append((command, nbytes, mark))
+        self._open.append(_Handed(command, nbytes, mark))
         return mark
 
-    def take_ended(self) -> list[Fact]:
-        """Return the ends that were not reported, and note what they took."""
-        facts: list[Fact] = []
-        copies = self._open
+    def take_ended(self) -> list[Report]:
+        """Return the ends that were not reported, and note what they took.
+
+        They end in their order: if the last has, all have, and two questions are enough.
+        """
+        copies, count = self._open, 0
         try:
-            while copies and copies[0][2].ended.query():
-                facts.append(CopyEnded(copies[0][0].n))
-                self._note(*copies.popleft())
+            if not copies[0].mark.ended.query():
+                return []
+            if copies[-1].mark.ended.query():
+                count = len(copies)
+            else:
+                count = next(n for n, each in enumerate(copies) if not each.mark.ended.query())
         except RuntimeError as error:
-            return [Failed(copies[0][0].n, reason(error))]
-        return facts
+            return [Failed(copies[0].command.n, reason(error))]
+        return [CopiesEnded(self._note(count))]
 
     def drain(self) -> None:
         """Note what is left, once the stream has come to rest."""
-        while self._open:
-            self._note(*self._open.popleft())
+        self._note(len(self._open))
 
     def forget_step(self) -> dict[int, Mark]:
         """Note the reported copies; return those that a command may still name."""
-        for command, mark in self._ended:
-            self._journal.note(ENGINE, command, mark)
+        for each in self._ended:
+            self._journal.note(ENGINE, each.command, each.mark)
         self._ended = []
-        return {command.n: mark for command, _, mark in self._open}
+        return {each.command.n: each.mark for each in self._open}
 
     def abandon(self) -> None:
         """Forget all of them."""
         self._open.clear()
         self._ended = []
 
-    def _note(self, command: Copy, nbytes: int, mark: Mark) -> None:
+    def _note(self, count: int) -> list[int]:
+        """Note that the oldest copies have ended, and return their numbers."""
+        ended = [self._open.popleft() for _ in range(count)]
+        self._ended += ended
         timings = self._timings
         for sums, more in (
-            (timings.engine_bytes, nbytes),
-            (timings.engine_copies, 1),
+            (timings.engine_bytes, sum(each.nbytes for each in ended)),
+            (timings.engine_copies, count),
         ):
             sums[ENGINE] = sums.get(ENGINE, 0) + more
-        self._ended.append((command, mark))
+        return [each.command.n for each in ended]

@@ -28,7 +28,7 @@ from moesim.backends.means import named
 from moesim.backends.store import ExpertStore, Layout
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import ProtocolError
-from moesim.simulator.messages import Ask, Copy, Fact, Failed, Run
+from moesim.simulator.messages import Ask, Copy, Fact, Failed, Report, Run
 from moesim.simulator.terms import ALL
 
 SHORT_SLEEP_S = 50e-6
@@ -181,18 +181,18 @@ class CudaDriver(SpinningDriver):
     def await_results(self) -> None:
         """Wait for nothing: what follows waits on the GPU, and the CPU's runs have ended before."""
         if self._failed:
-            self.tell(self._take_failures())
+            self.tell([*self._take_failures()])
 
     def has_results(self) -> bool:
         """Return True, as ``await_results`` says."""
         return True
 
-    def poll(self) -> list[Fact]:
+    def poll(self) -> list[Report]:
         """Return all that has ended and was not reported, and whatever failed."""
         self.look()
-        facts: list[Fact] = []
+        facts: list[Report] = []
         if self._failed or self._cpu_experts or self._asked:
-            facts = self._take_failures()
+            facts += self._take_failures()
         if self._copies:
             facts += self._copies.take_ended()
         if self._cpu_experts:
@@ -220,7 +220,7 @@ class CudaDriver(SpinningDriver):
             stream.drain()
         failures = self._take_failures()
         if failures:
-            self.tell(failures)
+            self.tell([*failures])
         self.ask_gpu(torch.cuda.synchronize)
         self._copies.drain()
         self.forget_step()
