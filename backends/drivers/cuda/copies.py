@@ -78,7 +78,8 @@ class Copies:
             if copies[-1].mark.ended.query():
                 count = len(copies)
             else:
-                count = next(n for n, each in enumerate(copies) if not each.mark.ended.query())
+                under_way = (n for n, each in enumerate(copies) if not each.mark.ended.query())
+                count = next(under_way, len(copies))  # the last may have ended meanwhile
         except RuntimeError as error:
             return [Failed(copies[0].command.n, reason(error))]
         return [CopiesEnded(self._note(count))]
