@@ -295,7 +295,9 @@ class RealDriver(ABC, Generic[Work]):
         """Report facts and obey the answer."""
         began_ns = self.clock_ns()
         orders = self._controller.decide(facts, began_ns)
-        self.timings.decision_ns += self.clock_ns() - began_ns
+        took_ns = self.clock_ns() - began_ns
+        self.timings.decision_ns += took_ns
+        self.timings.calls_ns.append(took_ns)
         for order in orders:
             self._obey[type(order)](order)
 

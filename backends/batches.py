@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from moesim.simulator import registry
 from moesim.simulator.demands import Workload
 from moesim.simulator.errors import CapabilityError, InputError
+from moesim.simulator.policies.batching import ELASTIC
 from moesim.simulator.registry import Axis
 from moesim.simulator.serving.arrivals import Arrivals, OpenLoop, Users
 from moesim.simulator.serving.recorded import RecordedRequests
@@ -30,7 +31,7 @@ def batched(policies: Mapping[Axis, str], batch: int | None, chunk: int | None) 
     if batch is None and chunk is None:
         return found
     schedule = found["schedule"]
-    given = f"--batch {batch}" if batch is not None else f"--chunk {chunk}"
+    given = f"--max-batch {batch}" if batch is not None else f"--chunk {chunk}"
     if forms_batches(policies):
         raise InputError(f"{given}: the schedule {schedule} forms its batches; change its options")
     options = f"max_batch={batch or 1}" + ("" if chunk is None else f",chunk={chunk}")
@@ -55,8 +56,22 @@ def check_future(policies: Mapping[Axis, str]) -> None:
         if "future" in spec.needs and forms_batches(policies):
             raise CapabilityError(
                 f"{spec.text} sees the future of requests that are served one after another; "
-                "serve them so, without --batch and --chunk"
+                "serve them so, without --max-batch and --chunk"
             )
+
+
+def check_room(policies: Mapping[Axis, str]) -> None:
+    """Refuse a schedule that trades room for experts against KV caches, whose room is laid out.
+
+    Raises:
+        CapabilityError: It does.
+    """
+    spec = registry.parse("schedule", policies["schedule"])
+    if spec.all_options.get("kv") == ELASTIC:
+        raise CapabilityError(
+            f"{spec.text}: a live model keeps the room that experts and KV caches began with; "
+            "leave out kv=elastic"
+        )
 
 
 def arrivals_for(policies: Mapping[Axis, str], requests: int) -> Arrivals:

@@ -13,7 +13,7 @@ from moesim.simulator.assembly import assemble
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.foresight import RecordedFuture
-from moesim.simulator.policies.base import Costs
+from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
 from moesim.traces import RoutingTrace
@@ -33,7 +33,7 @@ class UnknownCosts:
             "a policy asks how long things take; name the machine's profile with --hardware"
         )
 
-    copy_ns = experts_gpu_ns = expert_cpu_ns = layer_ns = host_layer_ns = _refuse
+    copy_ns = read_ns = experts_gpu_ns = expert_cpu_ns = layer_ns = host_layer_ns = _refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,8 @@ class Deciding:
         window_bytes: Prefetches are handed over while fewer bytes are unfinished.
         costs: Of the machine, for policies that ask.
         profile_trace: Another recording of the same model, for offline-profiled policies.
+        told: Signals that a trace tells whose routes are forced; see ``told.py``.
+        kv_bytes: Room for the KV caches of all requests together.
     """
 
     policies: Mapping[Axis, str]
@@ -57,6 +59,8 @@ class Deciding:
     window_bytes: int = DEFAULT_WINDOW_BYTES
     costs: Costs = field(default_factory=UnknownCosts)
     profile_trace: RoutingTrace | None = None
+    told: frozenset[str] = frozenset()
+    kv_bytes: int = UNLIMITED_BYTES
 
     def specs(self) -> dict[Axis, PolicySpec]:
         """Return the policies, resolved."""
@@ -102,7 +106,7 @@ class Deciding:
         shape = (len(sizes_L), experts)
         for axis, policy in specs.items():
             name = f"{axis} policy {policy.text}"
-            _check(name, policy.needs, self.profile_trace, shape, future)
+            _check(name, policy.needs - self.told, self.profile_trace, shape, future)
         return assemble(
             specs,
             experts=experts,
@@ -114,6 +118,7 @@ class Deciding:
             seed=self.seed,
             profile_trace=self.profile_trace,
             future=future,
+            kv_bytes=self.kv_bytes,
             keep_log=keep_log,
         )
 

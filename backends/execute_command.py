@@ -7,12 +7,20 @@ import typer
 
 from moesim.backends.options import Layers, PinnedPool, Weights
 from moesim.simulator.commands.options import (
+    SERVING,
+    Arrivals,
+    Batching,
     Cache,
+    Chunk,
     ExpertBudget,
+    Kv,
+    KvReserve,
+    MaxWaiting,
     PolicyModule,
     Prefetch,
     ProfileTrace,
     Schedule,
+    SloOption,
     Slots,
     SystemName,
     Vram,
@@ -54,15 +62,18 @@ Threads = Annotated[
         min=1, help="Cores that one product may use; default half of them, for copies need some."
     ),
 ]
-Batch = Annotated[
+MaxBatch = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Let all prompts arrive at once and serve up to N together, in their order."
+        "--max-batch",
+        min=1,
+        help="Requests that run together; without --arrivals all come at once, in their order.",
+        rich_help_panel=SERVING,
     ),
 ]
-Chunk = Annotated[
+Requests = Annotated[
     int | None,
-    typer.Option(min=1, help="Take at most N prompt tokens a step. Default: prompts whole."),
+    typer.Option("--requests", min=1, help="How many arrive.", rich_help_panel=SERVING),
 ]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")]
 MaxPrompts = Annotated[int | None, typer.Option(min=1, help="Take only the first N.")]
@@ -99,8 +110,15 @@ def execute(
     slots: Slots = None,
     backend: Backend = "cpu",
     threads: Threads = None,
-    batch: Batch = None,
+    arrivals: Arrivals = None,
+    requests: Requests = None,
+    batching: Batching = None,
+    max_batch: MaxBatch = None,
     chunk: Chunk = None,
+    slo: SloOption = None,
+    max_waiting: MaxWaiting = None,
+    kv: Kv = None,
+    kv_reserve: KvReserve = None,
     new_tokens: NewTokens = 128,
     max_prompts: MaxPrompts = None,
     temperature: Temperature = 0.0,
@@ -116,7 +134,9 @@ def execute(
 
     moesim execute MODEL --prompts prompts.txt --system mixtral-offloading --slots 25%
 
-    moesim execute MODEL --prompts prompts.txt --batch 8 --chunk 512 --vram 12GiB
+    moesim execute MODEL --prompts prompts.txt --max-batch 8 --chunk 512 --vram 12GiB
+
+    moesim execute MODEL --prompts prompts.txt --arrivals poisson:rate=2,requests=50 --slots 25%
 
     moesim execute olmoe --weights random --routes TRACE --backend cuda --slots 25%
     """
@@ -133,8 +153,15 @@ def execute(
         memory=(vram, expert_budget, slots),
         backend=backend,
         threads=threads,
-        batch=batch,
+        arrivals=arrivals,
+        requests=requests,
+        batching=batching,
+        max_batch=max_batch,
         chunk=chunk,
+        slo=tuple(slo or ()),
+        max_waiting=max_waiting,
+        kv=kv,
+        kv_reserve=kv_reserve,
         new_tokens=new_tokens,
         max_prompts=max_prompts,
         temperature=temperature,

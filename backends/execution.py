@@ -5,14 +5,14 @@ controller decides and a driver carries out, while transformers' own modules do 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from moesim.backends.base import Span
-from moesim.backends.batches import check_future
+from moesim.backends.batches import check_future, check_room
 from moesim.backends.controllers import Deciding
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.generation import Request, Sampling
@@ -22,12 +22,15 @@ from moesim.backends.packed import check_packable
 from moesim.backends.served import trace_of
 from moesim.backends.server import Driver, Server
 from moesim.backends.store import ExpertStore
+from moesim.backends.told import ToldSignals
 from moesim.simulator.controller import Controller
 from moesim.simulator.demands import Workload
+from moesim.simulator.errors import CapabilityError
 from moesim.simulator.foresight import RecordedFuture
-from moesim.simulator.ledger import Counts, Timings, check
+from moesim.simulator.ledger import Counts, RequestTimes, Timings, check
 from moesim.simulator.messages import Command, Fact
 from moesim.simulator.serving.arrivals import Arrivals, Users
+from moesim.simulator.serving.desk import Terms
 from moesim.simulator.serving.setup import batching_of
 from moesim.traces import RoutingTrace
 
@@ -62,14 +65,15 @@ class Execution:
     """What came of serving the requests.
 
     Attributes:
-        tokens: What was generated, by request.
+        tokens: What was generated, by request; nothing where it was refused.
         counts: The decisions.
         timings: What was measured.
-        trace: The routes that were served; a replay of it sees the same demands.
+        trace: The routes that were served, of those who were; a replay of it sees the same demands.
         logits: The logits of every step's last position, by request, if kept.
         prompt_logits: Those of every position of its prompt, [T, V], by request, if kept.
         log: Every call of the controller, if kept.
         spans: Every job, if kept.
+        began_ns: When the first request could arrive, on the clock of timings, log and spans.
     """
 
     tokens: list[list[int]]
@@ -80,6 +84,21 @@ class Execution:
     prompt_logits: list[Tensor] | None
     log: Log | None
     spans: list[Span] | None
+    began_ns: int = 0
+
+    def measured(self) -> tuple[list[RequestTimes], int]:
+        """Return the times of all requests and the span, both from when the first could arrive."""
+        since_ns = self.began_ns
+        times = [
+            replace(
+                one,
+                arrived_ns=one.arrived_ns - since_ns,
+                began_ns=one.began_ns - since_ns,
+                token_ends_ns=[at_ns - since_ns for at_ns in one.token_ends_ns],
+            )
+            for one in self.timings.requests
+        ]
+        return times, self.timings.span_ns - since_ns
 
 
 def execute(
@@ -95,6 +114,7 @@ def execute(
     keep: Keep | None = None,
     make_driver: MakeDriver = ThreadsDriver,
     arrivals: Arrivals | None = None,
+    terms: Terms | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Execution:
     """Serve the requests and balance the books.
@@ -113,6 +133,7 @@ def execute(
         arrivals: When each request comes; by default each once the one before was answered. How
             many of those that wait run together, and in which pieces their prompts go through, the
             schedule policy says.
+        terms: On which terms they are served; by default whoever comes is.
         on_step: Told after each forward pass how many tokens went through.
 
     Raises:
@@ -122,6 +143,7 @@ def execute(
     check_lengths(model, requests, sampling)
     keep = keep or Keep()
     check_future(deciding.policies)
+    check_room(deciding.policies)
     batch, _ = batching_of(deciding.specs()["schedule"])
     if batch > 1:
         check_packable(model)
@@ -142,6 +164,7 @@ def execute(
             driver,
             deciding.needs,
             routes=routes,
+            told=_told(deciding, routes),
             horizons=horizons,
             batch=batch,
             keeps_logits=keep.logits,
@@ -154,6 +177,7 @@ def execute(
                 deciding.budget_bytes,
                 arrivals or Users(1, len(requests)),
                 on_step,
+                terms,
             )
         driver.end_run()
         check(controller.counts, driver.timings)
@@ -162,7 +186,7 @@ def execute(
             controller.counts,
             driver.timings,
             trace_of(
-                server.served,
+                [one for one in server.served if one.position],  # not those refused
                 store,
                 name or type(model).__name__,
                 "recorded" if routes is None else routes.header.evidence,
@@ -172,4 +196,21 @@ def execute(
             [torch.cat(one.prompt_logits) for one in server.served] if keep.prompt_logits else None,
             controller.log,
             driver.spans,
+            server.began_ns,
         )
+
+
+def _told(deciding: Deciding, routes: RoutingTrace | None) -> ToldSignals | None:
+    """Return what tells the signals that forced routes come with.
+
+    Raises:
+        CapabilityError: The model's own routes are served.
+    """
+    if not deciding.told:
+        return None
+    if routes is None:
+        raise CapabilityError(
+            f"{', '.join(sorted(deciding.told))}: told by a trace whose routes are forced, and the "
+            "model's own are served"
+        )
+    return ToldSignals(routes, sorted(deciding.told))

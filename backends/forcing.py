@@ -172,8 +172,8 @@ class _ForcedLooks(LookAhead):
 def requests_of(trace: RoutingTrace, vocabulary: int) -> list[Request]:
     """Return the requests of a trace, to be served with its routes.
 
-    Tokens are the trace's where it kept them; else they count up through the vocabulary, which the
-    forced routes do not notice.
+    Tokens are the trace's where it kept them, within the vocabulary; else they count up through
+    it, which the forced routes do not notice.
     """
     starts = trace.row_starts().tolist()
     requests = []
@@ -184,7 +184,7 @@ def requests_of(trace: RoutingTrace, vocabulary: int) -> list[Request]:
         tokens = (
             [position % vocabulary for position in range(length)]
             if kept is None
-            else np.asarray(kept[rows]).tolist()
+            else (np.asarray(kept[rows]) % vocabulary).tolist()
         )
         prompt = int(np.asarray(trace.is_prefill_T[rows]).sum())
         if prompt == 0:

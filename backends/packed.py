@@ -54,7 +54,7 @@ def check_packable(model: Model) -> None:
     if rope in BY_LONGEST:
         raise CapabilityError(
             f"{type(model).__name__}: its {rope} positions depend on the longest request of a step;"
-            " serve one request at a time (--batch 1)"
+            " serve one request at a time (--max-batch 1)"
         )
 
 

@@ -35,6 +35,7 @@ class Served:
         fed: The tokens of the coming forward pass.
         position: How many tokens went through.
         tokens: What was generated.
+        is_finished: Whether its last token was given.
         logits: Of the last position of every step that gave a token, where they are kept.
         prompt_logits: Of every position of the prompt, piece by piece, where they are kept.
     """
@@ -46,6 +47,7 @@ class Served:
         self.fed: list[int] = []
         self.position = 0
         self.tokens: list[int] = []
+        self.is_finished = False
         self.logits: list[Tensor] = []
         self.prompt_logits: list[Tensor] = []
         self._passes = 0

@@ -25,19 +25,12 @@ from moesim.backends.next_token import draw_token, end_tokens
 from moesim.backends.router_watch import RouterWatch
 from moesim.backends.served import Look, Route, Served, keep_step
 from moesim.backends.store import ExpertStore
+from moesim.backends.told import ToldSignals
 from moesim.simulator.choices import choices_by_layer
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.ledger import RequestTimes
-from moesim.simulator.messages import (
-    Fact,
-    FormStep,
-    LayerRouted,
-    RequestArrived,
-    RequestEnded,
-    StepBegan,
-    StepEnded,
-)
-from moesim.simulator.serving.arrivals import Arrivals, Users
+from moesim.simulator.messages import FormStep, LayerRouted, StepBegan, StepEnded
+from moesim.simulator.serving.arrivals import Arrivals, Later
+from moesim.simulator.serving.desk import Desk, ServedStep, Terms
 from moesim.traces import RoutingTrace
 
 Driver = RealDriver[LayerWork]
@@ -52,6 +45,7 @@ class Server:
         driver: What obeys.
         needs: What the policies read.
         routes: A trace whose routes replace the model's own.
+        told: Tells the signals that those routes come with.
         horizons: How many layers ahead a policy may look.
         batch: The most requests that run together.
         keeps_logits: Whether to keep the logits of every step's last position.
@@ -59,6 +53,7 @@ class Server:
 
     Attributes:
         served: The requests, once ``serve`` was called.
+        began_ns: When the first of them could arrive, on the driver's clock.
     """
 
     def __init__(
@@ -69,6 +64,7 @@ class Server:
         needs: frozenset[str],
         *,
         routes: RoutingTrace | None,
+        told: ToldSignals | None = None,
         horizons: int,
         batch: int = 1,
         keeps_logits: bool,
@@ -86,14 +82,14 @@ class Server:
         self._routes: list[Route] = []  # of the running step, by layer
         self._looks: list[Look] = []
         self._probs: list[Tensor] = []
+        self._told = told
         self._watch: RouterWatch | None = None
         self._forced: ForcedRoutes | None = None
         self._look_ahead: LookAhead | None = None
         self._forwards: Forwards | None = None
-        self._arrivals: Arrivals = Users(1, 0)
-        self._began_ns = 0
+        self.began_ns = 0
         with ExitStack() as on_model:
-            if ROUTER_PROBS in needs:
+            if ROUTER_PROBS in needs - (frozenset() if told is None else told.names):
                 if routes is not None:
                     raise CapabilityError(
                         "policies that read router_probs_TLE, lossy ones among them, are served by "
@@ -134,6 +130,7 @@ class Server:
         budget_bytes: int,
         arrivals: Arrivals,
         on_step: Callable[[int], None] | None = None,
+        terms: Terms | None = None,
     ) -> None:
         """Serve the requests as the controller forms steps of them.
 
@@ -141,7 +138,8 @@ class Server:
             requests: In order of arrival.
             sampling: How tokens are chosen.
             budget_bytes: Room for experts.
-            arrivals: When each comes.
+            arrivals: When each comes, from the moment at which the first may.
+            terms: On which terms they are served; by default whoever comes is.
             on_step: Told after each forward pass how many tokens went through.
         """
         driver = self._driver
@@ -149,13 +147,18 @@ class Server:
             Served(request, np.random.default_rng([sampling.seed, number]))
             for number, request in enumerate(requests)
         ]
-        longest = max(len(each.prompt) + each.new_tokens(sampling) for each in requests)
+        terms = terms or Terms()
+        longest = max(
+            len(each.prompt) + each.new_tokens(sampling)
+            for each in requests
+            if terms.can_hold(len(each.prompt), each.new_tokens(sampling))
+        )
         look = None if self._look_ahead is None else self._look_ahead.ids
         decoder = driver.decoder(self._model, longest, look, self._batch)
         if self._watch is not None and decoder is not None and self._batch > 1:
             raise CapabilityError(
                 "policies that read router_probs_TLE, lossy ones among them, are not served in "
-                "graphs of several requests; take --backend cuda-eager or --batch 1"
+                "graphs of several requests; take --backend cuda-eager or --max-batch 1"
             )
         self._forwards = Forwards(
             self._model, driver, decoder, keeps_prompt_logits=self._keeps_prompt_logits
@@ -163,65 +166,86 @@ class Server:
         self._attach()
         ends = frozenset() if sampling.ignore_eos else end_tokens(self._model)
         driver.begin_run(budget_bytes)
-        self._arrivals, self._began_ns = arrivals, driver.clock_ns()
-        driver.tell(self._arrive())
+        self.began_ns = driver.clock_ns()
+        guests = _Guests(self.served, sampling, Later(arrivals, self.began_ns), self._finish)
+        desk = Desk(guests, terms)
+        driver.tell(desk.arrive(driver.clock_ns()))
         while True:
             driver.await_form()
             if driver.form is not None:
-                tokens = self._serve_step(driver.form, sampling, ends)
+                tokens = self._serve_step(driver.form, sampling, ends, desk)
                 if on_step is not None:
                     on_step(tokens)
-            elif arrivals.next_ns is not None:
-                driver.wait_until(self._is_somebody_there)
-                driver.tell(self._arrive())
+            elif desk.next_ns is not None:
+                self._await_arrival(desk)
             else:
-                return
+                break
+        driver.timings.requests = sorted(desk.finished, key=lambda times: times.request)
+        driver.timings.server = desk.counts
 
-    def _serve_step(self, form: FormStep, sampling: Sampling, ends: frozenset[int]) -> int:
+    def _await_arrival(self, desk: Desk) -> None:
+        """Wait until somebody comes, and tell of those who are let in."""
+        driver = self._driver
+
+        at_ns = driver.wakes_ns = desk.next_ns
+        driver.wait_until(lambda: at_ns is not None and at_ns <= driver.clock_ns())
+        driver.wakes_ns = None
+        if facts := desk.arrive(driver.clock_ns()):
+            driver.tell(facts)
+
+    def _serve_step(
+        self, form: FormStep, sampling: Sampling, ends: frozenset[int], desk: Desk
+    ) -> int:
         """Run one forward pass and report what it was; return how many tokens went through."""
         driver, forwards = self._driver, self._forwards
         assert forwards is not None
         together = [self.served[number] for number in form.requests]
-        for number, one, chunk in zip(form.requests, together, form.prompt_chunks, strict=True):
+        for one, chunk in zip(together, form.prompt_chunks, strict=True):
             one.feed(chunk)
             if one.cache is None:
                 one.cache = forwards.open()
-                driver.timings.requests[number].began_ns = driver.clock_ns()
         self._step += 1
         self._routes, self._looks, self._probs = [], [], []
         phases = tuple(one.phase for one in together)
         gives = tuple(one.gives_token for one in together)
+        step = ServedStep(
+            self._step,
+            form.requests,
+            phases,
+            tuple(one.position + len(one.fed) for one in together),
+            tuple(map(int, gives)),
+            sum(len(one.fed) for one in together),
+        )
+        desk.begin(step, driver.clock_ns())
+        shares = [
+            (number, one.position, len(one.fed))
+            for number, one in zip(form.requests, together, strict=True)
+        ]
         if self._forced is not None:
-            self._forced.begin(
-                [
-                    (number, one.position, len(one.fed))
-                    for number, one in zip(form.requests, together, strict=True)
-                ],
-                forwards.places(together),
-            )
-        driver.begin_step(StepBegan(self._step, form.requests, phases, {}))
+            self._forced.begin(shares, forwards.places(together))
+        signals = {} if self._told is None else self._told.begin(shares)
+        driver.begin_step(StepBegan(self._step, form.requests, phases, signals))
         logits_RV, best = forwards.run(together, self._compute_captured)
         for at, one in enumerate(together):
             if gives[at]:
                 one.tokens.append(self._next_token(one, logits_RV[at], best[at], sampling))
         now_ns = driver.clock_ns()
-        tokens = sum(len(one.fed) for one in together)
         keep_step(together, self._routes, self._looks, self._probs)
-        then: list[Fact] = []
-        for at, (number, one) in enumerate(zip(form.requests, together, strict=True)):
-            if not gives[at]:
-                continue
-            times = driver.timings.requests[number]
-            times.token_ends_ns.append(now_ns)
-            times.has_first_token = True
+        for one, token in zip(together, gives, strict=True):
             is_full = len(one.tokens) == one.request.new_tokens(sampling)
-            if is_full or (one.request.forced is None and one.tokens[-1] in ends):
-                forwards.close(one.cache)
-                one.cache = None
-                self._arrivals.ended(now_ns - self._began_ns)
-                then += [RequestEnded(number), *self._arrive()]
-        driver.end_step(StepEnded(self._step, tuple(map(int, gives))), then)
-        return tokens
+            ends_text = token and one.request.forced is None and one.tokens[-1] in ends
+            one.is_finished = is_full or ends_text
+        arrived = desk.arrive(now_ns)
+        driver.end_step(
+            StepEnded(self._step, step.tokens_out), [*arrived, *desk.end_step(step, now_ns)]
+        )
+        return step.tokens
+
+    def _finish(self, one: Served) -> None:
+        """Let go of the keys and values of a request that has ended."""
+        assert self._forwards is not None
+        self._forwards.close(one.cache)
+        one.cache = None
 
     def _next_token(self, one: Served, logits_V: Tensor, best: int, sampling: Sampling) -> int:
         if self._keeps_logits:
@@ -265,7 +289,7 @@ class Server:
         What is kept is the router's own choice, whatever a lossy policy makes of it.
         """
         gates = gates_TK.half().flatten().tolist() if self._reads_gates else []
-        signals: dict[str, Any] = {}
+        signals: dict[str, Any] = {} if self._told is None else self._told.at_layer(layer)
         if probs_TE is not None:
             work.probs_TE, gates_TK = probs_TE, gates_TK.clone()
             half_TE = probs_TE.half().cpu()
@@ -279,20 +303,39 @@ class Server:
         self._driver.await_results()
         self._routes.append((choices, gates_TK))
 
-    def _is_somebody_there(self) -> bool:
-        at_ns = self._arrivals.next_ns
-        return at_ns is not None and at_ns <= self._driver.clock_ns() - self._began_ns
 
-    def _arrive(self) -> list[Fact]:
-        """Return the facts of the requests that have arrived."""
-        facts: list[Fact] = []
-        for number, at_ns in self._arrivals.take(self._driver.clock_ns() - self._began_ns):
-            request = self.served[number].request
-            prompt = len(request.prompt)
-            times = RequestTimes(number, self._began_ns + at_ns, -1, prompt)
-            self._driver.timings.requests.append(times)
-            facts.append(RequestArrived(number, prompt, request.task))
-        return facts
+class _Guests:
+    """The requests of a live model, as the desk knows them."""
+
+    def __init__(
+        self,
+        served: Sequence[Served],
+        sampling: Sampling,
+        arrivals: Arrivals,
+        finish: Callable[[Served], None],
+    ) -> None:
+        self._served = served
+        self._sampling = sampling
+        self._arrivals = arrivals
+        self._finish = finish
+
+    def arrivals(self) -> Arrivals:
+        return self._arrivals
+
+    def prompt_tokens(self, request: int) -> int:
+        return len(self._served[request].request.prompt)
+
+    def output_tokens(self, request: int) -> int:
+        return self._served[request].request.new_tokens(self._sampling)
+
+    def task(self, request: int) -> str:
+        return self._served[request].request.task
+
+    def is_finished(self, request: int) -> bool:
+        one = self._served[request]
+        if one.is_finished:
+            self._finish(one)
+        return one.is_finished
 
 
 def _numbered(choices: Chosen, layer: int, experts: int) -> Sequence[int]:

@@ -9,31 +9,27 @@ from typing import Any
 import torch
 import typer
 
-from moesim.backends.batches import arrivals_for, batched
 from moesim.backends.controllers import Deciding, UnknownCosts, splits
 from moesim.backends.drivers.cuda.driver import CudaDriver
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.execution import Execution, MakeDriver, execute
-from moesim.backends.forcing import requests_of
-from moesim.backends.generation import Request, Sampling
+from moesim.backends.generation import Sampling
+from moesim.backends.guests import Guests, expert_room_bytes, guests_of
 from moesim.backends.loading import Checkpoint, choose_device
 from moesim.backends.opening import Opened, open_model
-from moesim.backends.prompts import read_prompts
 from moesim.backends.store import ExpertStore
 from moesim.backends.wishes import Wishes
 from moesim.hardware_profiles import load as load_hardware
 from moesim.hardware_profiles import load_runtime
 from moesim.hardware_profiles.units import format_bytes
-from moesim.simulator import registry
 from moesim.simulator.commands.policies import Choice, choose_policies
 from moesim.simulator.costs import CostModel
-from moesim.simulator.memory import MemorySpec
-from moesim.simulator.policies.base import Costs
+from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs
 from moesim.simulator.progress import progress
+from moesim.simulator.request_times import request_fields, request_lines
 from moesim.simulator.results import latency_fields, token_times, write_text
-from moesim.simulator.serving.setup import batching_of
-from moesim.traces import RoutingTrace, load, write
+from moesim.traces import load, write
 
 DRIVERS: Mapping[str, MakeDriver] = {
     "cpu": ThreadsDriver,
@@ -57,24 +53,23 @@ def serve(wishes: Wishes) -> None:
     torch.set_num_threads(wishes.threads or max(1, (os.cpu_count() or 1) // 2))
     opened = open_model(wishes.source, device, by_row=splits(chosen.policies))
     model: Any = opened.checkpoint.model
-    requests = _requests(wishes, opened.checkpoint, routes)
     sampling = Sampling(
         new_tokens=wishes.new_tokens,
         temperature=wishes.temperature,
         seed=wishes.seed,
         ignore_eos=wishes.ignore_eos,
     )
-    longest = max(len(request.prompt) + request.new_tokens(sampling) for request in requests)
-    policies = batched(chosen.policies, wishes.batch, wishes.chunk)
-    batching = batching_of(registry.parse("schedule", policies["schedule"]))
+    guests = guests_of(wishes, chosen.policies, opened, routes, sampling)
     deciding = Deciding(
-        policies=policies,
-        budget_bytes=opened.budget_bytes(MemorySpec(*wishes.memory), longest, *batching),
+        policies=guests.policies,
+        budget_bytes=expert_room_bytes(wishes, opened, guests, sampling),
+        kv_bytes=guests.terms.kv.room_bytes if guests.terms.kv else UNLIMITED_BYTES,
         system=chosen.system,
         seed=wishes.seed,
         costs=_costs(wishes, chosen, opened),
         profile_trace=None if wishes.profile_trace is None else load(wishes.profile_trace),
     )
+    requests = guests.requests
     total = sum(len(request.prompt) + request.new_tokens(sampling) - 1 for request in requests)
     with progress("generating", total, "tokens") as on_step:
         done = execute(
@@ -83,26 +78,17 @@ def serve(wishes: Wishes) -> None:
             requests,
             deciding,
             sampling,
-            routes=routes,
+            routes=guests.routes,
             horizons=wishes.horizons,
             name=opened.checkpoint.name,
             make_driver=DRIVERS[wishes.backend],
-            arrivals=arrivals_for(policies, len(requests)),
+            arrivals=guests.arrivals,
+            terms=guests.terms,
             on_step=on_step,
         )
     if wishes.output is not None:
         write(done.trace, wishes.output)
-    _print(wishes, opened.checkpoint, deciding, opened.store, done)
-
-
-def _requests(wishes: Wishes, checkpoint: Checkpoint, routes: RoutingTrace | None) -> list[Request]:
-    if routes is not None:
-        return requests_of(routes, checkpoint.model.config.get_text_config().vocab_size)
-    assert wishes.prompts is not None
-    texts = read_prompts(wishes.prompts, wishes.max_prompts)
-    return [
-        Request(prompt=checkpoint.tokenizer(text.text).input_ids, task=text.task) for text in texts
-    ]
+    _print(wishes, opened.checkpoint, deciding, opened.store, done, guests)
 
 
 def _costs(wishes: Wishes, chosen: Choice, opened: Opened) -> Costs:
@@ -118,28 +104,36 @@ def _print(
     deciding: Deciding,
     store: ExpertStore,
     done: Execution,
+    guests: Guests,
 ) -> None:
-    latencies, _ = latency_fields(token_times(done.timings.requests))
+    requests, span_ns = done.measured()
+    latencies, _ = latency_fields(token_times(requests))
     counts, timings = done.counts, done.timings
+    drawing = None if guests.stream is None else guests.stream.drawing
     figures: dict[str, Any] = {
         "model": checkpoint.name,
         "system": deciding.system,
         **{str(axis): text for axis, text in deciding.policies.items()},
         "backend": wishes.backend,
         "threads": torch.get_num_threads(),
-        "requests": len(done.tokens),
+        "arrivals": "" if guests.stream is None else guests.stream.text,
+        "stitched": 0 if drawing is None else drawing.stitched,
+        "requests": len(requests),
         "expert_budget_bytes": deciding.budget_bytes,
         "expert_bytes_total": store.total_bytes,
         "host_bytes_for_experts": store.held_bytes,
         **latencies,
+        **request_fields(requests, timings.server, steps=counts.steps, span_ns=span_ns),
+        "tokens": timings.server.tokens,
         **counts.as_dict(),
         "bytes_total": counts.bytes_total,
-        "span_ns": timings.span_ns,
+        "span_ns": span_ns,
         "decision_ns": timings.decision_ns,
         "longest_gap_ns": timings.longest_gap_ns,
         "link_busy_ns": timings.link_busy_ns,
         "experts_busy_ns": timings.experts_busy_ns,
         "cpu_busy_ns": timings.cpu_busy_ns,
+        "notes": "" if drawing is None else "; ".join(drawing.notes),
     }
     texts = (
         None
@@ -181,6 +175,10 @@ def _summary(
         f"p50 {shown('p50_tpot_ms')}, p99 {shown('p99_tpot_ms')}",
         f"hits {counts.hits} ({rate:.1%})   late {counts.late_hits}{partial}   "
         f"misses {counts.misses}   on the CPU {counts.cpu_experts}",
+        *(
+            f"{name}: {text}"
+            for name, text in (request_lines(figures) if figures["arrivals"] else ())
+        ),
         *(
             [
                 f"lossy: {counts.rerouted} of the router's choices went to other experts, "

@@ -1,126 +1,26 @@
 """Where expert weights lie: one contiguous blob per expert in host memory, slots in an arena.
 
-One blob is one copy. In a blob the matrices stand one after another, as transformers stores them;
-a kernel finds them by the blob's byte offset in its arena and the matrix' own offset in the blob.
+One blob is one copy. What is in a blob is the layout's business: matrix by matrix
+(``blob_layouts.py``) or row by row (``row_layouts.py``).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from moesim.backends.blob_layouts import BlobLayout
 from moesim.backends.drivers.cuda.pinned import pinned_bytes
-from moesim.backends.models import Model, ModelError, MoeLayer, MoeParts, find_moe
+from moesim.backends.models import Model, MoeLayer, MoeParts, find_moe
 from moesim.backends.row_layouts import RowLayout
 from moesim.simulator.errors import CapabilityError
 
 # E experts of a layer, B bytes of a blob.
 
-ALIGNMENT_BYTES = 128
-"""Blobs and matrices begin at multiples of this, so that kernels see the same alignment anywhere.
-
-The experts of every model we know of are multiples of it already: nothing is padded.
-"""
-
 RANDOM_BLOCK_BYTES = 2**27
 """Of float32: random experts repeat themselves after it, at other places of each expert."""
 RANDOM_SCALE = 0.02
-
-MATRICES = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """One matrix of an expert, and where it begins in the expert's blob."""
-
-    name: str
-    begin_bytes: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def end_bytes(self) -> int:
-        """Where it ends in the blob."""
-        return self.begin_bytes + prod(self.shape) * self.dtype.itemsize
-
-    def view(self, arena_B: Tensor, offset_bytes: int) -> Tensor:
-        """Return the matrix of the blob that begins at an offset of an arena of bytes."""
-        begin, end = offset_bytes + self.begin_bytes, offset_bytes + self.end_bytes
-        return arena_B[begin:end].view(self.dtype).view(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class BlobLayout:
-    """How the matrices of one expert of a layer follow one another, matrix by matrix."""
-
-    matrices: tuple[Matrix, ...]
-    blob_bytes: int
-
-    @classmethod
-    def of(cls, experts: nn.Module) -> Self:
-        """Read the layout off the fused parameters of an experts module of transformers 5.
-
-        Raises:
-            ModelError: The module keeps its weights otherwise, or does more than gate, up, down.
-        """
-        kind = type(experts).__name__
-        if not getattr(experts, "has_gate", False) or getattr(
-            experts, "has_post_expert_norm", False
-        ):
-            raise ModelError(
-                f"{kind}: the experts are not gate, up and down alone; offloading knows no other"
-            )
-        fused = dict(experts.named_parameters())
-        unknown = sorted(fused.keys() - set(MATRICES))
-        if unknown or not {"gate_up_proj", "down_proj"} <= fused.keys():
-            raise ModelError(
-                f"{kind}: expected fused parameters {', '.join(MATRICES)}, found "
-                f"{', '.join(sorted(fused)) or 'none'}; give a model whose experts are in place"
-            )
-        matrices, end = [], 0
-        for name in MATRICES:
-            if name in fused:
-                weights = fused[name]
-                matrix = Matrix(name, end, tuple(weights.shape[1:]), weights.dtype)
-                matrices.append(matrix)
-                end = _aligned(matrix.end_bytes)
-        return cls(tuple(matrices), end)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.matrices[0].dtype
-
-    @property
-    def pieces(self) -> int:
-        """Rows of a product: one."""
-        return 1
-
-    @property
-    def first_piece(self) -> int:
-        """Which piece of the expert its first one is."""
-        return 0
-
-    def part(self, begin_bytes: int, end_bytes: int) -> Self:
-        """Return itself: the layout of the only part there is.
-
-        Raises:
-            CapabilityError: Another part is meant.
-        """
-        if (begin_bytes, end_bytes) != (0, self.blob_bytes):
-            raise CapabilityError(
-                f"bytes {begin_bytes} to {end_bytes} of an expert laid out matrix by matrix are no "
-                "part of it; open the model for a system that splits experts"
-            )
-        return self
-
-    def views(self, arena_B: Tensor, offset_bytes: int) -> Mapping[str, Tensor]:
-        """Return every matrix of the blob at an offset, by its name in transformers."""
-        return {matrix.name: matrix.view(arena_B, offset_bytes) for matrix in self.matrices}
-
 
 Layout = BlobLayout | RowLayout
 Layouts = tuple[Layout, ...]
@@ -132,12 +32,30 @@ class ExpertStore:
     Attributes:
         parts: The MoE blocks that they were taken from.
         layouts: How a blob is laid out, by MoE layer; row by row if experts may be split.
+        by_row: Whether it is row by row; see ``relaying.py``.
+        is_random: Whether the weights are made up.
+        pin: Whether the blobs are page-locked.
+        ways: The layouts matrix by matrix (False) and row by row (True), or why there are none.
+        layers_EB: The blobs of each layer; layers may share them.
     """
 
-    def __init__(self, parts: MoeParts, layouts: Layouts, layers_EB: list[Tensor]) -> None:
+    def __init__(
+        self,
+        parts: MoeParts,
+        ways: Mapping[bool, Layouts | CapabilityError],
+        layers_EB: list[Tensor],
+        *,
+        by_row: bool,
+        pin: bool,
+        is_random: bool,
+    ) -> None:
         self.parts = parts
-        self.layouts = layouts
-        self._layers_EB = layers_EB
+        self.layouts = chosen(ways, by_row=by_row)
+        self.by_row = by_row
+        self.pin = pin
+        self.is_random = is_random
+        self.ways = ways
+        self.layers_EB = layers_EB
 
     @classmethod
     def take_from(cls, model: Model, *, pin: bool = False, by_row: bool = False) -> Self:
@@ -154,12 +72,12 @@ class ExpertStore:
             OutOfMemoryError: Host memory does not do for the store.
         """
         parts = find_moe(model)
-        layouts = _layouts(parts, by_row=by_row)
+        ways = _ways(parts)
         layers_EB = [
             _repack(layer, layout, parts.experts, pin=pin)
-            for layer, layout in zip(parts.layers, layouts, strict=True)
+            for layer, layout in zip(parts.layers, chosen(ways, by_row=by_row), strict=True)
         ]
-        return cls(parts, layouts, layers_EB)
+        return cls(parts, ways, layers_EB, by_row=by_row, pin=pin, is_random=False)
 
     @classmethod
     def random(
@@ -184,7 +102,8 @@ class ExpertStore:
             OutOfMemoryError: Host memory does not do for the store.
         """
         parts = find_moe(model)
-        layouts = _layouts(parts, by_row=by_row)
+        ways = _ways(parts)
+        layouts = chosen(ways, by_row=by_row)
         block_B = _random_block(layouts[0].dtype)
         made: dict[Layout, list[Tensor]] = {}
         layers_EB: list[Tensor] = []
@@ -192,7 +111,7 @@ class ExpertStore:
             nbytes = parts.experts * layout.blob_bytes
             rooms = made.setdefault(layout, [])
             if pool_bytes is None or not rooms or (len(rooms) + 1) * nbytes <= pool_bytes:
-                room_B = _room(nbytes, pin=pin)
+                room_B = make_room(nbytes, pin=pin)
                 for begin in range(0, nbytes, len(block_B)):
                     piece_B = room_B[begin : begin + len(block_B)]
                     piece_B.copy_(block_B[: len(piece_B)])
@@ -200,7 +119,7 @@ class ExpertStore:
             layers_EB.append(rooms[len(layers_EB) % len(rooms)])
             for name in [*dict(layer.experts.named_parameters())]:
                 delattr(layer.experts, name)
-        return cls(parts, layouts, layers_EB)
+        return cls(parts, ways, layers_EB, by_row=by_row, pin=pin, is_random=True)
 
     @property
     def sizes_L(self) -> tuple[int, ...]:
@@ -220,23 +139,39 @@ class ExpertStore:
     @property
     def held_bytes(self) -> int:
         """Bytes of host memory; fewer than of all experts where layers share it."""
-        rooms = {blobs_EB.data_ptr(): blobs_EB.numel() for blobs_EB in self._layers_EB}
+        rooms = {blobs_EB.data_ptr(): blobs_EB.numel() for blobs_EB in self.layers_EB}
         return sum(rooms.values())
 
     def blob(self, expert: int) -> Tensor:
         """Return the bytes of one expert, by its number over all layers."""
         layer, index = divmod(expert, self.parts.experts)
-        return self._layers_EB[layer][index]
+        return self.layers_EB[layer][index]
 
     def matrices(self, expert: int) -> Mapping[str, Tensor]:
         """Return the matrices of one expert where they lie in host memory."""
         return self.layouts[expert // self.parts.experts].views(self.blob(expert), 0)
 
 
-def _layouts(parts: MoeParts, *, by_row: bool) -> Layouts:
-    if by_row:
-        return tuple(RowLayout.of(layer.experts) for layer in parts.layers)
-    return tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
+def _ways(parts: MoeParts) -> dict[bool, Layouts | CapabilityError]:
+    """Return the layouts matrix by matrix, and those row by row or why there are none."""
+    by_matrix = tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
+    try:
+        by_row = tuple(RowLayout.of(layer.experts) for layer in parts.layers)
+    except CapabilityError as error:
+        return {False: by_matrix, True: error}
+    return {False: by_matrix, True: by_row}
+
+
+def chosen(ways: Mapping[bool, Layouts | CapabilityError], *, by_row: bool) -> Layouts:
+    """Return the layouts of one way.
+
+    Raises:
+        CapabilityError: The experts cannot be split.
+    """
+    found = ways[by_row]
+    if isinstance(found, CapabilityError):
+        raise found
+    return found
 
 
 def make_arena(nbytes: int, device: torch.device) -> Tensor:
@@ -247,7 +182,7 @@ def make_arena(nbytes: int, device: torch.device) -> Tensor:
 def _repack(layer: MoeLayer, layout: Layout, experts: int, *, pin: bool) -> Tensor:
     """Copy one layer's experts into blobs and take them off the module."""
     module: Any = layer.experts
-    blobs_EB = _room(experts * layout.blob_bytes, pin=pin).view(experts, layout.blob_bytes)
+    blobs_EB = make_room(experts * layout.blob_bytes, pin=pin).view(experts, layout.blob_bytes)
     if isinstance(layout, RowLayout):
         for index in range(experts):
             blobs_EB[index].copy_(layout.pack(module, index))
@@ -262,7 +197,8 @@ def _repack(layer: MoeLayer, layout: Layout, experts: int, *, pin: bool) -> Tens
     return blobs_EB
 
 
-def _room(nbytes: int, *, pin: bool) -> Tensor:
+def make_room(nbytes: int, *, pin: bool) -> Tensor:
+    """Return so many bytes of host memory, page-locked or not, all zero."""
     return pinned_bytes(nbytes) if pin else torch.zeros(nbytes, dtype=torch.uint8)
 
 
@@ -271,7 +207,3 @@ def _random_block(dtype: torch.dtype) -> Tensor:
     random = torch.Generator().manual_seed(0)
     numbers = torch.empty(RANDOM_BLOCK_BYTES // 4).normal_(0.0, RANDOM_SCALE, generator=random)
     return numbers.to(dtype).view(torch.uint8)
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

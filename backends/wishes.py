@@ -18,7 +18,8 @@ class Wishes:
 
     Attributes:
         axes: Policies that override the system's: cache, prefetch, schedule.
-        batch: Requests that run together; ``chunk`` caps the prompt tokens of a step.
+        max_batch: Requests that run together; ``chunk`` caps the prompt tokens of a step.
+        arrivals: Who comes when; the options from here to ``kv_reserve`` are those of a replay.
         memory: ``--vram``, ``--expert-budget``, ``--slots``.
     """
 
@@ -31,8 +32,15 @@ class Wishes:
     memory: tuple[str | None, str | None, str | None]
     backend: str
     threads: int | None
-    batch: int | None
+    max_batch: int | None
     chunk: int | None
+    arrivals: str | None
+    requests: int | None
+    batching: str | None
+    slo: tuple[str, ...]
+    max_waiting: int | None
+    kv: str | None
+    kv_reserve: str | None
     new_tokens: int
     max_prompts: int | None
     temperature: float
@@ -59,6 +67,11 @@ def check_wishes(wishes: Wishes) -> None:
     if wishes.source.is_random and wishes.routes is None:
         raise InputError(
             "--weights random: such a model has nothing to say; serve a trace with --routes TRACE"
+        )
+    if wishes.arrivals is None and wishes.requests is not None:
+        raise InputError(
+            f"--requests {wishes.requests}: so many would arrive; add --arrivals, or take "
+            f"--max-prompts {wishes.requests} of those there are"
         )
     if not math.isfinite(wishes.temperature):
         raise InputError(f"--temperature {wishes.temperature}: give a finite number, 0 or above")

@@ -29,6 +29,7 @@ _RUN, _ONE = "host launch run", "host launch run of one"
 _PROMPT_RUN = "host launch run of one in a prompt"
 _WAITED, _WAITED_BESIDE = "run after its copy", "run after its copy, beside copies"
 _GAP = "gap between two copies"
+_LONE, _EACH = "lone copy, from the host's call to its end", "copy, from begin to begin"
 _END, _QUIET_END = "host end of a step with copies", "host end of a step without"
 _WINDOW = "16MiB"
 
@@ -75,6 +76,8 @@ class DriverHost:
             Probe(_WAITED, lambda: self._waited_ns(0)),
             Probe(_WAITED_BESIDE, lambda: self._waited_ns(BEHIND)),
             Probe(_GAP, self._gap_ns),
+            Probe(_EACH, self._each_ns),
+            Probe(_LONE, self._lone_ns),
             Probe(_END, lambda: self._end_ns(self._experts)),
             Probe(_QUIET_END, lambda: self._end_ns(0)),
         ]
@@ -173,6 +176,25 @@ class DriverHost:
         self._end_step()
         return fmean(gaps_ms) * NS_PER_MS
 
+    def _each_ns(self) -> float:
+        """Return the device's mean time from one copy's begin to the next one's."""
+        first, *_, last = self._driver.marks_of(self._copy_each(CALLS))
+        torch.cuda.synchronize()
+        elapsed_ms: float = first.ended.elapsed_time(last.ended)
+        self._end_step()
+        return elapsed_ms * NS_PER_MS / (CALLS - 1)
+
+    def _lone_ns(self) -> float:
+        """Return the time from a copy's call until the host has seen its end, engine idle."""
+        torch.cuda.synchronize()
+        began_ns = perf_counter_ns()
+        (mark,) = self._driver.marks_of(self._copy_each(1))
+        while not mark.ended.query():
+            pass
+        took_ns = perf_counter_ns() - began_ns
+        self._end_step()
+        return took_ns
+
     def _end_ns(self, copies: int) -> float:
         """Return the host's time to close a step that made so many copies."""
         self._copy_each(copies)
@@ -211,13 +233,18 @@ class DriverHost:
             "issue", f"host time of the driver's copy call, {CALLS} in a row", [_ISSUE]
         )
         gap = sheet.source("gap", f"between {CALLS} copies handed over in a row", [_GAP])
+        start = sheet.source(
+            "start", f"{_LONE}, engine idle, less the call and {_EACH}", [_LONE, _EACH, _ISSUE]
+        )
         issue_ns = sheet.median(_ISSUE) - sheet.median(_EVENT)
+        start_ns = sheet.median(_LONE) - sheet.median(_ISSUE) - sheet.median(_EACH)
         return {
             "source": "pinned",
             "blocking": "no",
             "pieces_per_expert": "1",
             "issue": [write.ns(issue_ns), source],
             "overhead": [write.ns(sheet.median(_GAP)), gap],
+            "start": [write.ns(max(0.0, start_ns)), start],
             "window": _WINDOW,
         }
 

@@ -68,6 +68,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def assigned_cores() -> dict[str, str]:
+    """Return which cores the runtime on a GPU leaves to whom (``drivers/cuda/cpu_experts.py``)."""
+    total = cores()
+    others = "all but the first" if total > 1 else "the only one"
+    return {
+        "of": str(total),
+        "host_loop": "the first, which is its own" if total > 1 else "the only one",
+        "cpu_experts": f"{cpu_expert_cores()} threads on {others}",
+        "asks": f"1 thread on {others}",
+    }
+
+
+def cpu_expert_cores() -> int:
+    """Return how many threads compute the CPU's experts: three of four cores."""
+    return max(1, cores() * 3 // 4)
+
+
 def ram_bytes() -> int:
     """Return the RAM there is, or what this process's control group may use of it."""
     total = os.sysconf(_PAGE) * os.sysconf("SC_PHYS_PAGES")

@@ -29,20 +29,26 @@ def mean_error(checks: Sequence[Check]) -> float:
     return sum(abs(check.error) for check in checks) / len(checks) if checks else 0.0
 
 
-def fit(columns: Sequence[Sequence[float]], measured: Sequence[float]) -> list[float]:
+def fit(
+    columns: Sequence[Sequence[float]],
+    measured: Sequence[float],
+    scale: Sequence[float] | None = None,
+) -> list[float]:
     """Return non-negative coefficients C of ``measured ~ sum(c * column)``, by relative error.
 
-    A column whose coefficient comes out negative is left out, the worst first, and gets 0.
+    Errors are relative to ``scale``, by default to what was measured. A column whose coefficient
+    comes out negative is left out, the worst first, and gets 0.
 
     >>> [round(c, 6) for c in fit([[1, 1, 1], [1, 2, 3]], [5.0, 7.0, 9.0])]
     [3.0, 2.0]
     """
     target_N: Floats = np.asarray(measured, dtype=np.float64)
-    design_NC: Floats = np.asarray(columns, dtype=np.float64).T / target_N[:, None]
+    scale_N: Floats = target_N if scale is None else np.asarray(scale, dtype=np.float64)
+    design_NC: Floats = np.asarray(columns, dtype=np.float64).T / scale_N[:, None]
     kept = list(range(design_NC.shape[1]))
     found = [0.0] * design_NC.shape[1]
     while kept:
-        solved = np.linalg.lstsq(design_NC[:, kept], np.ones_like(target_N), rcond=None)[0]
+        solved = np.linalg.lstsq(design_NC[:, kept], target_N / scale_N, rcond=None)[0]
         worst = int(np.argmin(solved))
         if solved[worst] >= 0:
             for at, value in zip(kept, solved, strict=True):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from moesim.backends.calibration import sheet as write
 from moesim.backends.calibration import works
 from moesim.backends.calibration.bench import Bench
 from moesim.backends.calibration.driver_host import DriverHost
@@ -38,6 +39,7 @@ from moesim.backends.drivers.cuda.graph_driver import GraphDriver
 from moesim.hardware_profiles.files import validated
 from moesim.hardware_profiles.runtime_schema import RuntimeProfile
 from moesim.hardware_profiles.schema import HardwareProfile
+from moesim.hardware_profiles.units import parse_ns
 
 SESSION_EVERY = 6
 
@@ -99,7 +101,16 @@ class GraphSoftware:
         found += self._host.probes()
         for session in (self._few, self._many, *self._others):
             found += session.probes(SESSION_EVERY)
+        found += self._many.decision_probes(SESSION_EVERY)
         return found
+
+    def dearer(self, sheet: Sheet) -> float:
+        """Return how many times what it takes in a row a decision takes in a run: caches are cold.
+
+        Asked of the many layers of the fitted model, all of whose experts are resident.
+        """
+        running, in_a_row = (sheet.median(name) for name in self._many.decision_names())
+        return max(1.0, running / in_a_row)
 
     def _each_ns(self, launch: Any) -> float:  # noqa: ANN401  launches, and returns how often
         """Return the device's time of each of some launches in a row."""
@@ -168,6 +179,7 @@ class GraphSoftware:
     def complete(self, machine: dict[str, Any], runtime: dict[str, Any], sheet: Sheet) -> None:
         """Fill in what only whole tokens tell; tokens of other models check all of it."""
         pair = self._few, self._many
+        cost_more(runtime, self.dearer(sheet), sheet)
         names = tuple(name for session in pair for name in session.names())
         sources = "tokens", "prompts"
         for source, at in zip(sources, (0, 1), strict=True):
@@ -202,6 +214,20 @@ class GraphSoftware:
         for session in (self._few, self._many, *self._others):
             session.close()
         self._host.close()
+
+
+def cost_more(runtime: dict[str, Any], times: float, sheet: Sheet) -> None:
+    """Multiply what the decisions of all systems cost, and say so where they have it from."""
+    decisions = runtime["decisions"]
+    figures = [
+        figure
+        for row in (decisions["default"], *decisions["systems"].values())
+        for figure in row.values()
+    ]
+    for figure in figures:
+        figure[0] = write.ns(times * parse_ns(figure[0]))
+    for source in sorted({source for _, source in figures}):
+        sheet.sources[source]["source"] += f" times {times:.2f}, which a run's cold caches cost"
 
 
 def _took(sheet: Sheet, session: Session) -> Times:

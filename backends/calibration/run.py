@@ -23,7 +23,6 @@ from moesim.traces.store import read
 SAMPLE = "twin-olmoe-16x64.npz"
 _PIN_SHARE = 0.05
 _GUESS = "50%"
-_SPARE_CORES = 2
 _WORKSPACE_BYTES = 64 * 1024 * 1024
 
 
@@ -94,7 +93,7 @@ def calibrate(
         held.callback(bench.close)
         before = fingerprint.clocks(bench.place)
         driver = fingerprint.driver(bench.place)
-        cores = max(1, fingerprint.cores() - _SPARE_CORES)
+        cores = fingerprint.cpu_expert_cores()
         in_ram = works.Weights(torch.device("cpu"), bench.dtype, bench.scale.cold_bytes)
         workers = cpu_experts.CpuExperts(bench, in_ram, cores)
         held.callback(workers.close)
@@ -135,7 +134,7 @@ def calibrate(
             "pinned_could_be_more": is_more,
             "h2d_rate_left_beside_d2h": beside,
             "systems_not_replayed": refused,
-            "cores_for_cpu_experts": cores,
+            "cores": fingerprint.assigned_cores(),
             "command": command,
             "date": date,
             "driver": driver,

@@ -5,6 +5,7 @@ It is served as an execution serves it, by the same driver, on forced routes, it
 
 from dataclasses import dataclass
 from statistics import median
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from moesim.backends.calibration.leftover import SYSTEM, Times, step_ns
 from moesim.backends.calibration.pieces import LEAST_POOL
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.controllers import Deciding
-from moesim.backends.execution import Keep, MakeDriver, execute
+from moesim.backends.execution import Keep, Log, MakeDriver, execute
 from moesim.backends.forcing import requests_of
 from moesim.backends.generation import Sampling
 from moesim.backends.opening import open_model
@@ -89,6 +90,7 @@ class Session:
         self._make_driver = make_driver
         self._trace = made_routes(self.layers, self.experts, store.parts.top_k, lengths)
         self._last: Times | None = None
+        self._decided = (0, 0)
 
     def probes(self, every: int) -> list[Probe]:
         """Return the probes of a session; the first serves, the others read off."""
@@ -97,6 +99,18 @@ class Session:
             Probe(f"short prompt of {self.name}", lambda: self._seen().short, every=every),
             Probe(f"prompt of {self.name}", lambda: self._seen().prompt, every=every),
         ]
+
+    def decision_probes(self, every: int) -> list[Probe]:
+        """Return what the last session's decisions took: in it, and told again in a row."""
+        running, in_a_row = self.decision_names()
+        return [
+            Probe(running, lambda: float(self._decided[0]), every=every),
+            Probe(in_a_row, lambda: float(self._decided[1]), every=every),
+        ]
+
+    def decision_names(self) -> list[str]:
+        """Return what these probes are called."""
+        return [f"decisions of {self.name}{how}" for how in (" as it runs", " in a row")]
 
     def _serve(self) -> float:
         opened = self._opened
@@ -113,7 +127,21 @@ class Session:
             make_driver=self._make_driver,
         )
         self._last = times_of(done.timings.requests, self.lengths)
+        self._decided = done.timings.decision_ns, self._told_again(done.log or [])
         return self._last.token
+
+    def _told_again(self, log: Log) -> int:
+        """Return how long a fresh controller takes for the same calls, one after another."""
+        store = self._opened.store
+        controller = self._deciding.controller(
+            experts=self.experts, top_k=self._trace.top_k, sizes_L=store.sizes_L, keep_log=True
+        )
+        took_ns = 0
+        for facts, now_ns, _ in log:
+            began_ns = perf_counter_ns()
+            controller.decide(facts, now_ns)
+            took_ns += perf_counter_ns() - began_ns
+        return took_ns
 
     def _seen(self) -> Times:
         assert self._last is not None

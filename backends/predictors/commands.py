@@ -20,7 +20,8 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Write the trained weights, .safetensors, for Python: predictors.files reads them.",
+        help="Write the trained weights, .safetensors: a run asks the networks with --cache "
+        "periodic:predictor=network,file=FILE.",
     ),
 ]
 HeldOut = Annotated[
@@ -61,7 +62,11 @@ def train_predictor(
 
     Two small XLNets after eMoE (all layers in one call; layer by layer) and a light mixture of
     counters. The table has their accuracy on the held-out prompts beside rules that need no
-    training, and beside perfect answers.
+    training, and beside perfect answers. All layers, each prompt, is eMoE-E; held, eMoE-A.
+
+    moesim train-predictor TRACE -o p.safetensors
+
+    moesim simulate OTHER --hardware rtx4090 --cache periodic:predictor=network,file=p.safetensors
     """
     from moesim.backends.predictors.uses import ORDERS
     from moesim.simulator.commands.outputs import check_targets

@@ -19,11 +19,10 @@ from moesim.backends.predictors.light import Light
 from moesim.backends.predictors.sequence import ExpertSequence, Size, Variant
 from moesim.hardware_profiles.writing import replacing
 from moesim.simulator.errors import InputError
+from moesim.simulator.policies.expert_network import DOCUMENT, SCHEMA_VERSION
 from moesim.simulator.policies.mixture import Counters
 
 # L MoE layers, P parts of the mixture.
-DOCUMENT = "moesim"
-SCHEMA_VERSION = 1
 LIGHT = "light.weight_LP"
 
 

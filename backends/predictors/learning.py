@@ -1,14 +1,18 @@
 """Trains the sequence model on the first prompts of a trace, and makes a predictor of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moesim.backends.predictors.rules import Telling
 from moesim.backends.predictors.sequence import ExpertSequence, Size, as_sets
 from moesim.backends.predictors.uses import Floats, Prompts
+from moesim.simulator.policies.expert_network import ExpertNetwork
+from moesim.simulator.policies.expert_network import as_sets as sets_of
 
 # R requests (prompts), B prompts of a batch, H history, L MoE layers, E experts of a layer.
 BATCH_PROMPTS = 32
@@ -36,6 +40,13 @@ def train(
         seed: Of its first weights, the order of batches and dropout.
         advance: Told of every epoch.
     """
+    with _one_thread():
+        return _train(fit, size, epochs, horizon, seed, advance)
+
+
+def _train(
+    fit: Prompts, size: Size, epochs: int, horizon: int, seed: int, advance: Callable[[int], None]
+) -> ExpertSequence:
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     use_RLE = torch.from_numpy(fit.use_RLE)
@@ -61,6 +72,17 @@ def train(
     return network.eval()
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one core: matrices as small as these gain nothing, and a second core spins."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def histories(sets_RLE: Tensor, at_B: Tensor, history: int) -> Tensor:
     """Return the sets of the prompts before each of these, oldest first; zeros before the first."""
     before_BH = at_B[:, None] - torch.arange(history, 0, -1)
@@ -78,15 +100,15 @@ def mean_ahead(use_RLE: Tensor, horizon: int) -> Tensor:
 
 
 def as_rule(network: ExpertSequence) -> Telling:
-    """Return the network as a predictor that is asked before each prompt."""
+    """Return the network as a predictor that is asked before each prompt, as policies ask it."""
+    arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    asked = ExpertNetwork(arrays, network.size.as_dict())
 
     def tell(prompts: Prompts, at: int) -> Floats:
-        begin = max(0, at - network.size.history)
-        before_RLE = torch.from_numpy(prompts.use_RLE[begin : max(at, begin + 1)])
-        sets_RLE = as_sets(before_RLE, prompts.top_k)
-        at_B = torch.tensor([at - begin])
-        told_BLE = network.tell(histories(sets_RLE, at_B, network.size.history), prompts.top_k)
-        told_LE: Floats = told_BLE[0].numpy()
-        return told_LE
+        _, layers, experts = prompts.use_RLE.shape
+        history_HLE = np.zeros((asked.history, layers, experts), np.float32)
+        for age in range(1, min(asked.history, at) + 1):
+            history_HLE[-age] = sets_of(prompts.use_RLE[at - age], prompts.top_k)
+        return asked.tell(history_HLE, prompts.top_k)
 
     return tell

@@ -78,6 +78,7 @@ class ExpertSequence(nn.Module):
                 n_layer=size.blocks,
                 n_head=size.heads,
                 d_inner=2 * width,
+                ff_activation="gelu_new",  # the simulator computes it too, without an erf
                 dropout=size.dropout,
                 use_mems_eval=False,
                 use_mems_train=False,

@@ -50,10 +50,11 @@ def test_rows_say_what_each_request_says_alone(
     alone = resident_logits(model, PROMPTS, NEW_TOKENS)
     slots = Slots(model, 4, ROOM)
     unused = [slots.open(), slots.open()][1]
-    first = forward_alone(model, slots, PROMPTS[0])  # slot 2
-    slots.close(unused)
+    first = forward_alone(model, slots, PROMPTS[0])
+    assert first[0].slot == 2
+    slots.close(unused)  # two are left, which need two rows: it moves down
     caches = [first[0], slots.open(), slots.open()]
-    assert [cache.slot for cache in caches] == [2, 1, 3]
+    assert [cache.slot for cache in caches] == [1, 2, 3]
     if is_packed:
         shares = [Share(c, 0, list(p)) for c, p in zip(caches[1:], PROMPTS[1:], strict=True)]
         logits = [first[1], *forward_packed(model, shares)]
@@ -100,11 +101,26 @@ def test_a_request_that_sits_out_keeps_its_place(make_model: Callable[[str], Any
     assert float((logits - alone[1]).abs().max() / alone[1].abs().max()) <= NOISE
 
 
+def test_the_last_ones_move_into_few_rows(make_model: Callable[[str], Any]) -> None:
+    """Of five, the four that are left need four rows; the two that are left then need two."""
+    slots = Slots(make_model("Mixtral"), 8, ROOM)
+    caches = [slots.open() for _ in range(5)]
+    slots.close(caches[1])
+    assert [cache.slot for cache in caches] == [0, 1, 2, 3, 1]
+    slots.close(caches[0])  # three need four rows, as before
+    assert [cache.slot for cache in caches[2:]] == [2, 3, 1]
+    slots.close(caches[2])
+    assert [cache.slot for cache in caches[3:]] == [0, 1]
+    slots.close(caches[4])
+    slots.close(caches[3])
+    assert slots.open().slot == 0
+
+
 def test_a_free_slot_is_taken_again(make_model: Callable[[str], Any]) -> None:
     """The lowest free slot is next, and more requests than slots are a mistake of the caller."""
     slots = Slots(make_model("Mixtral"), 2, ROOM)
     first, second = slots.open(), slots.open()
     slots.close(first)
-    assert (slots.open().slot, second.slot, slots.position(1)) == (0, 1, 0)
+    assert (second.slot, slots.open().slot, slots.position(1)) == (0, 1, 0)
     with pytest.raises(ValueError, match="not in list"):
         slots.open()

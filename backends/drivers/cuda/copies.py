@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from moesim.backends.drivers.cuda.machine import reason
-from moesim.backends.drivers.cuda.streams import Journal, Mark, Marks, new_stream
+from moesim.backends.drivers.cuda.streams import Job, Journal, Mark, Marks, new_stream
 from moesim.simulator.ledger import Timings
 from moesim.simulator.messages import CopiesEnded, Copy, Failed, Report
 
@@ -38,7 +38,7 @@ class Copies:
         self._journal = journal
         self._timings = timings
         self._open: deque[_Handed] = deque()  # not yet reported
-        self._ended: list[_Handed] = []  # reported, of the step
+        self._ended: list[Job] = []  # reported, of the step
 
     def __bool__(self) -> bool:
         return bool(self._open)
@@ -90,8 +90,7 @@ class Copies:
 
     def forget_step(self) -> dict[int, Mark]:
         """Note the reported copies; return those that a command may still name."""
-        for each in self._ended:
-            self._journal.note(ENGINE, each.command, each.mark)
+        self._journal.note(ENGINE, self._ended)
         self._ended = []
         return {each.command.n: each.mark for each in self._open}
 
@@ -103,7 +102,7 @@ class Copies:
     def _note(self, count: int) -> list[int]:
         """Note that the oldest copies have ended, and return their numbers."""
         ended = [self._open.popleft() for _ in range(count)]
-        self._ended += ended
+        self._ended += [(each.command, each.mark) for each in ended]
         timings = self._timings
         for sums, more in (
             (timings.engine_bytes, sum(each.nbytes for each in ended)),

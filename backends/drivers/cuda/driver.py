@@ -20,7 +20,7 @@ from moesim.backends.drivers.cuda.graphed_experts import kernel_layout
 from moesim.backends.drivers.cuda.machine import DeviceError, reason, vram
 from moesim.backends.drivers.cuda.products import Products
 from moesim.backends.drivers.cuda.spinning import SpinningDriver
-from moesim.backends.drivers.cuda.streams import GPU, Journal, Mark, Marks
+from moesim.backends.drivers.cuda.streams import GPU, Job, Journal, Mark, Marks
 from moesim.backends.drivers.cuda.transfer import copy_to_device
 from moesim.backends.drivers.streams import Stream, failure_of
 from moesim.backends.experts import LayerWork
@@ -74,7 +74,7 @@ class CudaDriver(SpinningDriver):
         self._copies = Copies(self._marks, self._journal, self.timings)
         # Copies and runs that a command may name; None stands for a run without events so far.
         self._handed: dict[int, Mark | None] = {}
-        self._runs: list[tuple[Run, Mark]] = []  # of the step, on the GPU
+        self._runs: list[Job] = []  # of the step, on the GPU
         self._lone: list[Mark] = []  # of runs without events, that a command named
         self._failed: list[Fact] = []  # what could not even be handed over
         self._bell = threading.Event()
@@ -230,8 +230,7 @@ class CudaDriver(SpinningDriver):
 
     def forget_step(self) -> None:
         """Note the step's runs, and forget what only its commands may name."""
-        for command, mark in self._runs:
-            self._journal.note(GPU, command, mark)
+        self._journal.note(GPU, self._runs)
         for mark in self._lone:
             self._marks.give_back(mark)
         self._runs, self._lone = [], []

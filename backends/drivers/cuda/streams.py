@@ -47,6 +47,10 @@ class Mark:
         return round(elapsed_ms * NS_PER_MS)
 
 
+Job = tuple[Any, Mark]
+"""What a timeline shows of a job, the command that it obeys, and the events around it."""
+
+
 class Marks:
     """Marks made in advance: making an event costs more than recording one."""
 
@@ -85,26 +89,31 @@ class Journal:
         self._spans = spans
         self._timings = timings
         self._marks = marks
-        self._unread: deque[tuple[str, object, Mark]] = deque()
+        self._unread: deque[tuple[str, list[Job]]] = deque()  # none of the lists is empty
         self._origin = new_event()
         torch.cuda.synchronize()
         self._origin.record()
         self._origin.synchronize()
         self._origin_ns = clock_ns()
 
-    def note(self, resource: str, label: object, mark: Mark) -> None:
-        """Note a job that has ended; no command names it any more."""
-        self._unread.append((resource, label, mark))
+    def note(self, resource: str, jobs: list[Job]) -> None:
+        """Note jobs that have ended; no command names them any more. The list is ours now."""
+        if jobs:
+            jobs.reverse()
+            self._unread.append((resource, jobs))
 
     def read_one(self) -> None:
         """Read the oldest job that was not read, if there is one."""
         if self._unread:
-            self._read(*self._unread.popleft())
+            resource, jobs = self._unread[0]
+            self._read(resource, *jobs.pop())
+            if not jobs:
+                self._unread.popleft()
 
     def read_all(self) -> None:
         """Read all that is left."""
         while self._unread:
-            self._read(*self._unread.popleft())
+            self.read_one()
 
     def _read(self, resource: str, label: object, mark: Mark) -> None:
         took_ns = mark.span_ns()

@@ -15,10 +15,16 @@ COPY_MS, GAP_MS, AFTER_MS, RUN_MS = 0.2, 0.001, 0.008, 0.02
 
 
 class Event:
-    """A moment of a fake device, in ms."""
+    """A moment of a fake device, in ms; the host asks twice before it has come."""
 
     def __init__(self, at_ms: float) -> None:
         self.at_ms = at_ms
+        self.asked = 0
+
+    def query(self) -> bool:
+        """Return whether it has come."""
+        self.asked += 1
+        return self.asked > 1
 
     def elapsed_time(self, later: "Event") -> float:
         """Return the time until another."""
@@ -95,6 +101,18 @@ def test_the_gap_is_between_copies_handed_over_together(host: Any) -> None:
     """The mean over all of them."""
     assert host._gap_ns() == pytest.approx(1e6 * GAP_MS)
     assert sum(isinstance(one, Copy) for one in host._driver.told) == CALLS
+
+
+def test_copies_follow_one_another_at_their_pace(host: Any) -> None:
+    """From one begin to the next: a copy and a gap."""
+    assert host._each_ns() == pytest.approx(1e6 * (COPY_MS + GAP_MS))
+
+
+def test_a_lone_copy_is_watched_to_its_end(host: Any) -> None:
+    """The host asks until it has come."""
+    assert host._lone_ns() > 0
+    (copy,) = [one for one in host._driver.told if isinstance(one, Copy)]
+    assert host._driver.marks[copy.n].ended.asked == 2
 
 
 def test_the_end_of_a_step_is_timed_and_its_events_are_read(host: Any) -> None:

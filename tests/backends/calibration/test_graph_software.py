@@ -40,18 +40,22 @@ HOST_NS = {
     "run after its copy": RUN_OF_ONE_NS + 8_000.0,
     "run after its copy, beside copies": 1.05 * RUN_OF_ONE_NS + 23_000.0,
     "gap between two copies": 1_300.0,
+    "copy, from begin to begin": 230_000.0,
+    "lone copy, from the host's call to its end": 251_000.0,
     "host end of a step with copies": 90_000.0,
     "host end of a step without": 10_000.0,
 }
 ESTIMATE = {"evidence": "estimated", "source": "made up for a test", "band": "10%"}
 OTHERS: dict[str, Any] = {
     "cpu_experts": {"hand_over": ["1us", "made"], "notice": ["1us", "made"]},
-    "decisions": {
-        "place": "host",
-        "default": {key: ["1us", "made"] for key in ("base", "per_expert", "per_command")},
-    },
     "memory": {"workspace": ["1GiB", "made"]},
 }
+
+
+def decisions(cost: str) -> dict[str, Any]:
+    """Return the section in which everything costs that much."""
+    row = {key: [cost, "made"] for key in ("base", "per_expert", "per_command")}
+    return {"decisions": {"place": "host", "default": row, "systems": {}}}
 
 
 def model(name: str) -> Any:
@@ -163,6 +167,7 @@ def test_the_law_of_the_pieces_is_found_again(software: Any) -> None:
     assert run_ns + 8 * parse_ns(launch["per_expert"][0]) == pytest.approx(14_000, abs=20)
     assert parse_ns(launch["prompt_run"][0]) == 90_000
     assert parse_ns(found["copying"]["issue"][0]) == 4_500
+    assert parse_ns(found["copying"]["start"][0]) == 251_000 - 230_000 - 6_000
     assert parse_ns(found["copying"]["overhead"][0]) == 1_300
     assert all(abs(check.error) < 0.01 for check in sheet.checks)
 
@@ -179,10 +184,10 @@ def test_a_faster_reader_than_the_plain_pass_gives_the_rate(software: Any) -> No
 
 
 def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
-    """What tokens leave over is found; those of a model that was not fitted are met."""
+    """What tokens leave over is found beside decisions that cost twice what they do in a row."""
     samples = made_samples()
     first = new_sheet(samples)
-    parts = software.sections(first) | OTHERS
+    parts = software.sections(first) | OTHERS | decisions("2us")
     true = Rest(20_000, 90_000, 300_000, 9_000)
     tree = graphs._named(true.put(parts, ("dense", "dense")), first.sources | {"made": ESTIMATE})
     runtime = validated(tree, RuntimeProfile, "true")
@@ -190,13 +195,17 @@ def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
         took = each.explained(load_machine("h100-sxm"), runtime)
         times = (took.token, took.short, took.prompt)
         samples |= {name: [time_ns] * 3 for name, time_ns in zip(each.names(), times, strict=True)}
+    running, in_a_row = software._many.decision_names()
+    samples |= {running: [900_000.0] * 3, in_a_row: [450_000.0] * 3}
     sheet = new_sheet(samples)
-    found = software.sections(sheet) | OTHERS
-    sheet.sources["made"] = ESTIMATE
+    found = software.sections(sheet) | OTHERS | decisions("1us")
+    sheet.sources["made"] = dict(ESTIMATE)
     machine = read_tree(FOLDER / "h100-sxm.yaml")
     for key in ("schema", "name", "title"):
         del machine[key]
     software.complete(machine, found, sheet)
+    assert found["decisions"]["default"]["base"][0] == "2.000us"
+    assert "times 2.00" in sheet.sources["made"]["source"]
     assert parse_ns(found["wait"]["router"][0]) == pytest.approx(true.router, rel=0.01)
     assert parse_ns(found["kernels"]["head_fixed"][0]) == pytest.approx(true.head, rel=0.02)
     prompt_ns = parse_ns(found["launch"]["prompt_layer"][0])

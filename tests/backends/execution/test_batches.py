@@ -277,7 +277,7 @@ def test_positions_that_depend_on_others_are_refused(make_model: Callable[[str],
     """A family whose positions look at the longest request of a step is refused in one line."""
     model = make_model("Phimoe")
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": "longrope"}
-    with pytest.raises(CapabilityError, match=r"longrope positions.*--batch 1"):
+    with pytest.raises(CapabilityError, match=r"longrope positions.*--max-batch 1"):
         check_packable(model)
 
 

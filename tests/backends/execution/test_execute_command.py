@@ -10,7 +10,10 @@ import typer
 from typer.testing import CliRunner
 
 from moesim.backends.execute_command import execute
+from moesim.simulator import request_times
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.runs import prepare
+from moesim.simulator.sweep_file import RunOptions
 from moesim.traces import load
 
 app = typer.Typer()
@@ -74,9 +77,9 @@ def test_prompts_are_served_together(weights: str, prompts: Path, tmp_path: Path
     pytest.importorskip("torch", reason="it runs a real model")
     common = ("--prompts", prompts, "--new-tokens", 5, "--ignore-eos", "--json", "-", "--slots", 96)
     one = json.loads(run(weights, *common))
-    together = json.loads(run(weights, *common, "--batch", 2))
+    together = json.loads(run(weights, *common, "--max-batch", 2))
     trace = tmp_path / "served.npz"
-    pieces = json.loads(run(weights, *common, "--batch", 2, "--chunk", 3, "-o", trace))
+    pieces = json.loads(run(weights, *common, "--max-batch", 2, "--chunk", 3, "-o", trace))
 
     assert one["texts"] == together["texts"] == pieces["texts"]
     assert one["steps"] == 10
@@ -86,13 +89,56 @@ def test_prompts_are_served_together(weights: str, prompts: Path, tmp_path: Path
     assert load(trace).output_tokens_R.tolist() == [5, 5]
 
 
+def test_prompts_arrive(weights: str, prompts: Path) -> None:
+    """The row has the fields of a replay's, and the summary says how long requests queued."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    common = (weights, "--prompts", prompts, "--new-tokens", 4, "--ignore-eos", "--slots", 96)
+    arrivals = ("--arrivals", "poisson:rate=50,order=recorded", "--requests", 6)
+    row = json.loads(
+        run(*common, *arrivals, "--max-batch", 2, "--slo", "ttft=60000,tpot=9000", "--json", "-")
+    )
+    texts = json.loads(run(*common, "--json", "-"))["texts"]
+    assert row.keys() >= request_times.FIELDS.keys()
+    assert row["texts"] == texts * 3
+    assert row["schedule"] == "fcfs:max_batch=2/resident_first"
+    assert (row["requests"], row["refused"], row["slo_attainment"]) == (6, 0, 1.0)
+    assert row["requests_per_s"] == pytest.approx(6e9 / row["span_ns"])
+    printed = run(*common, *arrivals)
+    assert "requests: 6 served, 0 refused; at most" in printed
+    assert "queueing: " in printed
+
+
+def test_routes_arrive_as_in_a_replay(weights: str, prompts: Path, tmp_path: Path) -> None:
+    """The same trace, spec and seed give the same requests as a replay: their number of demands."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    trace = tmp_path / "served.npz"
+    run(weights, "--prompts", prompts, "--new-tokens", 5, "--ignore-eos", "-o", trace)
+    arrivals = "users:users=2,requests=5,prompt=9,output=6"
+    options = ("--slots", "25%", "--arrivals", arrivals, "--chunk", 4, "--json", "-")
+    row = json.loads(run(weights, "--routes", trace, *options))
+    replay = RunOptions(
+        trace=str(trace),
+        hardware="h100-sxm",
+        slots="25%",
+        arrivals=arrivals,
+        chunk=4,
+    )
+    replayed = prepare(replay.run_spec()).replay().row
+    same = ("arrivals", "stitched", "requests", "steps", "tokens", "demands", "hits", "bytes_total")
+    assert {key: row[key] for key in same} == {key: replayed[key] for key in same}
+    assert row["stitched"] == 5
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        (("--requests", "3"), InputError, "--requests 3: so many would arrive; add --arrivals"),
+        (("--slo", "ttft=5"), InputError, "--slo is for requests that arrive; add --arrivals"),
+        (("--arrivals", "users:requests=2", "--kv", "much"), InputError, "--kv much: "),
         (
-            ("--batch", "2", "--schedule", "fcfs:max_batch=2/on_demand"),
+            ("--max-batch", "2", "--schedule", "fcfs:max_batch=2/on_demand"),
             InputError,
-            "--batch 2: the schedule fcfs.*forms its batches",
+            "--max-batch 2: the schedule fcfs.*forms its batches",
         ),
         (("--backend", "tpu"), UnknownNameError, "no backend 'tpu'"),
         (("--routes", "x.npz"), InputError, "either --prompts FILE or --routes TRACE"),

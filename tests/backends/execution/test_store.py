@@ -7,8 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the store holds tensors")
 
+from moesim.backends.blob_layouts import ALIGNMENT_BYTES  # noqa: E402
 from moesim.backends.models import ModelError  # noqa: E402 - after the skip
-from moesim.backends.store import ALIGNMENT_BYTES, ExpertStore  # noqa: E402
+from moesim.backends.store import ExpertStore  # noqa: E402
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "DeepseekV2", "GptOss"])

@@ -12,7 +12,7 @@ from moesim.backends.predictors.commands import train_predictor
 from moesim.simulator.engine_counts import count
 from moesim.simulator.errors import InputError
 from moesim.simulator.testing import small_run
-from moesim.traces import RoutingTrace, load, write
+from moesim.traces import RoutingTrace, load, synthetic, write
 
 pytest.importorskip("torch", reason="the command trains torch networks")
 
@@ -109,3 +109,48 @@ def test_answers_are_shares_in_half_precision(tmp_path: Path, given: Path) -> No
     )
     use_RLE = np.asarray(load(told).signals["xlnet_by_layer_use_RLE"], np.float32)
     assert np.allclose(use_RLE.sum(axis=2), 1, atol=0.01)
+
+
+def test_a_policy_asks_the_file_that_was_written(tmp_path: Path, given: Path) -> None:
+    """A network that learned who follows whom is asked in a replay of a trace without signals.
+
+    At p = 1 it serves more than the last prompt's experts do; another file makes another run.
+    """
+    output = tmp_path / "p.safetensors"
+    assert run(given, "-o", output, "--epochs", 160, "--order", "recorded").exit_code == 0
+
+    def replay(options: str) -> Any:
+        return small_run(
+            load(given),
+            cache=f"periodic:period=1,{options}",
+            prefetch="none",
+            schedule="resident_first",
+            slots=3 * 2 + 2,
+        )
+
+    def hits(options: str) -> int:
+        served = replay(options)
+        controller = served.controller()
+        count(controller, served.workload(), budget_bytes=served.memory.expert_bytes)
+        return controller.counts.hits
+
+    asked = f"predictor=network,file={output}"
+    last = hits("window=1")
+    assert hits(asked) > 1.5 * last
+    assert hits(f"{asked},variant=by_layer") > 1.5 * last
+    before = replay(asked).run_id
+    assert run(given, "-o", output, "--epochs", 1, "--order", "recorded").exit_code == 0
+    assert replay(asked).run_id != before
+
+
+def test_a_network_of_another_model_is_refused(
+    tmp_path: Path, given: Path, patterned: RoutingTrace
+) -> None:
+    """Layers and experts have to be those that it was trained for."""
+    output = tmp_path / "p.safetensors"
+    assert run(given, "-o", output, "--epochs", 1).exit_code == 0
+    other = synthetic.uniform(seed=0, layers=2, experts=8, top_k=2, requests=2)
+    asked = small_run(other, cache=f"periodic:predictor=network,file={output}", slots=8)
+    assert patterned.layers != other.layers
+    with pytest.raises(InputError, match="trained for 3 layers x 8 experts, the run has 2 x 8"):
+        asked.controller()

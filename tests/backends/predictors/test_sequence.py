@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from moesim.simulator.errors import InputError
+from moesim.simulator.policies.expert_network import read_network
+from moesim.simulator.policies.mixture import Counters
 from moesim.traces import RoutingTrace
 
 torch = pytest.importorskip("torch", reason="the predictors' networks are torch's")
@@ -23,7 +25,7 @@ from moesim.backends.predictors.learning import (  # noqa: E402
     mean_ahead,
     train,
 )
-from moesim.backends.predictors.light import fit_light  # noqa: E402
+from moesim.backends.predictors.light import Light, fit_light  # noqa: E402
 from moesim.backends.predictors.rules import rules  # noqa: E402
 from moesim.backends.predictors.sequence import (  # noqa: E402
     VARIANTS,
@@ -123,3 +125,32 @@ def test_a_file_that_is_no_predictor_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not at all")
     with pytest.raises(InputError, match=r"x\.safetensors: cannot be read as a predictor"):
         read_predictors(path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_policies_get_the_same_answers_without_torch(
+    tmp_path: Path, variant: str, blocks: int
+) -> None:
+    """What numpy computes from the file is what torch answers, to rounding."""
+    torch.manual_seed(1)
+    made = ExpertSequence(Size(3, 8, variant, history=2, **{**SMALL, "blocks": blocks})).eval()
+    for weight in made.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    path = tmp_path / "p.safetensors"
+    light = Light(np.zeros((3, 4), np.float32), Counters(3, 8))
+    write_predictors(Predictors({variant: made}, light, {}), path)
+    history = as_sets(torch.rand(2, 3, 8), 2)
+    told = read_network(path, variant).tell(history.numpy(), 2)
+    expected = made.tell(history[None], 2)[0].numpy()
+    assert np.abs(expected - told).max() < 1e-5
+    assert np.abs(expected - expected.mean()).max() > 0.01
+
+
+def test_a_network_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """A policy that wants a variant which the file lacks says what writes one."""
+    path = tmp_path / "p.safetensors"
+    light = Light(np.zeros((3, 4), np.float32), Counters(3, 8))
+    write_predictors(Predictors({}, light, {}), path)
+    with pytest.raises(InputError, match=r"no by_layer predictor of version 2; make one with"):
+        read_network(path, "by_layer")
