@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Literal
 
@@ -12,12 +12,13 @@ from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
 from moesim.simulator import registry, systems
 from moesim.simulator.commands.policies import Choice, choose_policies
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.registry import Axis
 from moesim.traces import RoutingTrace
 from moesim.validation.evidence import Cell
 
 Routing = Literal["forced", "own"]
 Batching = tuple[int | None, int | None]
-"""What ``--batch`` and ``--chunk`` say."""
+"""What ``--max-batch`` and ``--chunk`` say."""
 ALONE: Batching = (None, None)
 
 
@@ -68,6 +69,11 @@ def split_list(option: str, text: str) -> list[str]:
     return items
 
 
+def policies_of(cell: Cell) -> dict[Axis, str]:
+    """Return a cell's policies by axis."""
+    return {"cache": cell.cache, "prefetch": cell.prefetch, "schedule": cell.schedule}
+
+
 def is_slots(budget: str) -> bool:
     """Return whether a budget is room for experts, a number or a share, not a size of VRAM."""
     return budget.endswith("%") or budget.isdecimal()
@@ -107,6 +113,7 @@ def make_cell(
     routing: Routing,
     lengths: tuple[int, int, int],
     batching: Batching = ALONE,
+    ask_ns: Mapping[str, int] | None = None,
 ) -> Cell:
     """Return one cell.
 
@@ -123,6 +130,7 @@ def make_cell(
         routing: Forced from the trace, or the model's own.
         lengths: Warm tokens, tokens that count, executions.
         batching: Requests that run together, prompt tokens of a step.
+        ask_ns: How long what its policies ask for takes.
     """
     hardware, runtime = profiles
     warm_tokens, tokens, repeats = lengths
@@ -148,4 +156,5 @@ def make_cell(
         repeats=repeats,
         held_out=trace_hash not in fit_traces,
         moesim=version("moesim"),
+        ask_ns=None if ask_ns is None else dict(ask_ns),
     )

@@ -1,14 +1,11 @@
 """``moesim validate`` and ``moesim explain``: prediction against execution."""
 
-from pathlib import Path
-
 import typer
 
 from moesim.backends.options import Layers, PinnedPool, Weights
 from moesim.simulator.commands.options import Dark
 from moesim.validation.options import (
     Backend,
-    Batch,
     CellName,
     Check,
     Chunk,
@@ -16,8 +13,11 @@ from moesim.validation.options import (
     Evidence,
     Hardware,
     Intervene,
+    JsonOut,
+    MaxBatch,
     Minutes,
     ModelName,
+    More,
     Output,
     Plot,
     Prompt,
@@ -38,6 +38,7 @@ NOT_AVAILABLE = 3
 
 
 def validate(
+    more: More = None,
     backend: Backend = "cpu",
     check: Check = None,
     model: ModelName = None,
@@ -51,7 +52,7 @@ def validate(
     hardware: Hardware = None,
     runtime: Runtime = None,
     routing: Routing = "forced",
-    batch: Batch = None,
+    max_batch: MaxBatch = None,
     chunk: Chunk = None,
     repeats: Repeats = 5,
     warm: Warm = None,
@@ -61,6 +62,7 @@ def validate(
     minutes: Minutes = None,
     output: Output = None,
     commit: Commit = None,
+    json_out: JsonOut = None,
     plot: Plot = None,
     dark: Dark = False,
 ) -> None:
@@ -72,6 +74,8 @@ def validate(
     --runtime FILE -o DIR
 
     moesim validate --check validation/results/cpu-reference
+
+    moesim validate --check DIR DIR
     """
     from moesim.backends.sources import Source
     from moesim.validation.wishes import Wishes, check_wishes
@@ -89,7 +93,7 @@ def validate(
         warm=warm,
         tokens=tokens,
         repeats=repeats,
-        batch=batch,
+        max_batch=max_batch,
         chunk=chunk,
         minutes=minutes,
         output=output,
@@ -102,8 +106,14 @@ def validate(
 
         check_suffix(plot)
     if check is not None:
-        is_right = _judge_again(check, plot, dark=dark)
+        from moesim.validation.checking import judge_again
+
+        is_right = judge_again([check, *(more or ())], plot, json_out, dark=dark)
         raise typer.Exit(0 if is_right else OUT_OF_TOLERANCE)
+    if more:
+        from moesim.simulator.errors import InputError
+
+        raise InputError(f"{more[0]}: folders are judged again with --check; nothing else is taken")
     check_wishes(wishes)
     try:
         from moesim.validation.session import run_session
@@ -122,39 +132,15 @@ def validate(
     except NotAvailableError as error:
         typer.echo(f"moesim: {error}", err=True)
         raise typer.Exit(NOT_AVAILABLE) from error
-    from moesim.validation.judge import verdict
-    from moesim.validation.tables import print_cells, print_checks, print_verdict
+    from moesim.validation.checking import report
+    from moesim.validation.tables import print_cells, print_checks
 
     if session.checks:
         print_checks(session.checks)
     print_cells(session.found)
-    print_verdict(verdict(session.found))
-    if plot is not None:
-        from moesim.validation.plots import plot_cells
-
-        plot_cells(session.found, plot, dark=dark)
+    report(session.found, plot, json_out, dark=dark)
     if not session.passed:
         raise typer.Exit(OUT_OF_TOLERANCE)
-
-
-def _judge_again(folder: Path, plot: Path | None, *, dark: bool) -> bool:
-    from moesim.validation.evidence_files import read_checks, read_folder
-    from moesim.validation.judge import check_judgements, verdict
-    from moesim.validation.tables import print_cells, print_checks, print_verdict
-
-    found = read_folder(folder)
-    checks = read_checks(folder)
-    check_judgements(found)
-    judged = verdict(found)
-    if checks:
-        print_checks(checks)
-    print_cells(found)
-    print_verdict(judged)
-    if plot is not None:
-        from moesim.validation.plots import plot_cells
-
-        plot_cells(found, plot, dark=dark)
-    return not judged.failed and all(check.passed for check in checks)
 
 
 def explain(

@@ -14,6 +14,7 @@ from moesim.simulator.timeline import events as timeline_events
 from moesim.validation.evidence import Busy, Decisions, Difference, Job, Outcome, Times
 from moesim.validation.exposure import exposed
 from moesim.validation.machine import Log, Span
+from moesim.validation.stalls import stall_ms
 
 COUNTS = (
     "demands",
@@ -95,13 +96,25 @@ def _told(command: Command, *, exact: bool) -> Told:
 
 
 def outcome_of(
-    counts: Counts, timings: Timings, spans: Sequence[Span], warm: int, tokens: int
+    counts: Counts,
+    timings: Timings,
+    spans: Sequence[Span],
+    log: Log,
+    lengths: tuple[int, int],
 ) -> Outcome:
     """Return what a run came to, over the tokens that count; busy times are of the whole run.
+
+    Args:
+        counts: The decisions.
+        timings: What was measured.
+        spans: Every job.
+        log: Every call of the controller.
+        lengths: Decode tokens that do not count, and those after them that do.
 
     Raises:
         InputError: The trace has too few decode tokens.
     """
+    warm, tokens = lengths
     requests = sorted(timings.requests, key=lambda request: request.request)
     all_ns = gaps_in_time(requests)
     gaps_ns = all_ns[warm : warm + tokens]
@@ -121,6 +134,8 @@ def outcome_of(
             experts=bare.experts,
             contention=bare.contention,
         ),
+        stall_ms=stall_ms(log, spans) or None,
+        decisions_ms=round(timings.decision_ns / 1e6, DECIMALS),
     )
 
 

@@ -39,6 +39,7 @@ class CpuRig:
     def __init__(self) -> None:
         self.cpu_threads = max(1, (os.cpu_count() or 1) // 2)
         torch.set_num_threads(self.cpu_threads)
+        self._gate_up: torch.Tensor | None = None
 
     def open(self, wishes: Wishes, trace: RoutingTrace) -> Subject:
         """Load the model and note what it says with every expert in place."""
@@ -81,7 +82,10 @@ class CpuRig:
         """Return the median times of a 64 MiB copy, one expert and a loop of the host."""
         source_B = torch.ones(COPY_BYTES, dtype=torch.uint8)
         target_B = torch.empty_like(source_B)
-        gate_up = subject.opened.store.matrices(0)["gate_up_proj"]
+        if self._gate_up is None:  # the store may be laid out otherwise later
+            matrix, *_ = subject.opened.store.matrices(0).values()
+            self._gate_up = matrix.reshape(-1, matrix.shape[-1]).clone()
+        gate_up = self._gate_up
         hidden_D = torch.ones(1, gate_up.shape[-1])
 
         def expert() -> None:
@@ -103,6 +107,10 @@ class CpuRig:
             "cpu": f"{platform.machine()}, {cores}",
             "pcie": "none",
         }
+
+    def cores(self) -> dict[str, str]:
+        """Return how many threads a product has; no core is anybody's own."""
+        return {"of": str(os.cpu_count()), "cpu_experts": f"{self.cpu_threads} threads on any"}
 
     def versions(self) -> dict[str, str]:
         """Return the versions of what executes."""

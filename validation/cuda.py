@@ -5,7 +5,6 @@ and a loop of the host. Each is as long as it takes to repeat itself within the 
 """
 
 import gc
-import os
 from collections.abc import Callable, Mapping
 from math import inf
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from moesim.backends import reference
 from moesim.backends.calibration import run as calibration
 from moesim.backends.calibration.cuda_bench import CudaBench
-from moesim.backends.calibration.fingerprint import fingerprint
+from moesim.backends.calibration.fingerprint import assigned_cores, cpu_expert_cores, fingerprint
 from moesim.backends.controllers import Deciding
 from moesim.backends.drivers.cuda.driver import CudaDriver
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
@@ -41,8 +40,6 @@ CALIBRATION_S = 150.0
 CALIBRATION_SHARE = 0.2
 """Of the minutes that a validation has, for samples; making the models they are taken on adds to
 it."""
-CPU_CORES_SHARE = 0.75
-"""Of the cores, for the CPU's experts; ``drivers/cuda/cpu_experts.py`` leaves the others."""
 EXPERT_BYTES = 64 * 2**20
 """At least so many bytes of experts make the anchor's graph."""
 WIDTH, HEADS, CONTEXT = 2048, 16, 512
@@ -70,7 +67,7 @@ class CudaRig:
 
     def __init__(self, backend: str) -> None:
         self.device = gpu()
-        self.cpu_threads = max(1, int(CPU_CORES_SHARE * len(os.sched_getaffinity(0))))
+        self.cpu_threads = cpu_expert_cores()
         self.figures = ("calibrated", f"calibrated-{backend}")
         self._backend = backend
         self._anchors: dict[str, Callable[[], int]] | None = None
@@ -141,6 +138,10 @@ class CudaRig:
     def fingerprint(self) -> dict[str, str]:
         """Return GPU, driver, CPU and link."""
         return dict(fingerprint(self.device).model_dump())
+
+    def cores(self) -> dict[str, str]:
+        """Return which cores do what."""
+        return assigned_cores()
 
     def versions(self) -> dict[str, str]:
         """Return the versions of what executes."""

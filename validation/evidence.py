@@ -6,17 +6,36 @@ never believed, when a file is read. The files are those of ``evidence_files.py`
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 SCHEMA: Literal[1] = 1
 
 
 class Strict(BaseModel):
-    """Base of all that evidence holds: frozen, no unknown key, no infinite number."""
+    """Base of all that evidence holds: frozen, no unknown key, no infinite number.
+
+    ``LATER`` names what evidence of earlier versions does not have: where it is None it is not
+    written, so that files, hashes and names of cells stay as they were.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = write(self)
+        for name in self.LATER:
+            if tree.get(name) is None:
+                tree.pop(name, None)
+        return tree
 
 
 class Cell(Strict):
@@ -30,7 +49,10 @@ class Cell(Strict):
         routing: Whether routes are forced from the trace or the model's own on the trace's tokens.
         warm_tokens: Decode tokens that are executed and not counted, before ``tokens`` that are.
         held_out: Whether nothing of it was fitted.
+        ask_ns: How long what its policies ask for takes; None where they ask for nothing.
     """
+
+    LATER = frozenset({"ask_ns"})
 
     backend: str
     hardware: str
@@ -53,6 +75,7 @@ class Cell(Strict):
     repeats: int = Field(ge=1)
     held_out: bool
     moesim: str
+    ask_ns: dict[str, int] | None = None
 
     @property
     def id(self) -> str:
@@ -68,7 +91,7 @@ class Cell(Strict):
 
     @property
     def batching(self) -> str:
-        """The guard that ``--batch`` put around the schedule; empty without one."""
+        """The guard that ``--max-batch`` put around the schedule; empty without one."""
         guard, slash, _ = self.schedule.partition("/")
         return guard if slash and guard.startswith("fcfs:") else ""
 
@@ -104,12 +127,18 @@ class Outcome(Strict):
     Attributes:
         gaps_ms: Between the counted tokens, in order.
         counts: Hits, late hits, partial hits, misses and bytes, by their name in a result row.
+        stall_ms: Mean stall of each MoE layer in decode; see ``stalls.py``.
+        decisions_ms: What deciding took the host, over the whole run.
     """
+
+    LATER = frozenset({"stall_ms", "decisions_ms"})
 
     times: Times
     gaps_ms: tuple[float, ...]
     counts: dict[str, int]
     busy: Busy
+    stall_ms: tuple[float, ...] | None = None
+    decisions_ms: float | None = None
 
 
 class Job(Strict):
@@ -172,6 +201,17 @@ class Execution(Strict):
     floor_ms: float | None = None
 
 
+class Replaced(Strict):
+    """An execution in a burst of long copies, or its repetition if that was worse; ``bursts.py``.
+
+    Attributes:
+        number: Of the one that counts instead, from 0.
+    """
+
+    number: int = Field(ge=0)
+    execution: Execution
+
+
 class Provenance(Strict):
     """Where, when and by what: names of parts and versions, never of a host or a folder.
 
@@ -215,7 +255,14 @@ class Judgement(Strict):
 
 
 class Evidence(Strict):
-    """All that is known of one cell; the timeline is of its fastest execution."""
+    """All that is known of one cell; the timeline is of its fastest execution.
+
+    Attributes:
+        executions: Those that count.
+        replaced: Those that do not, by the rule of ``bursts.py``; None where there are none.
+    """
+
+    LATER = frozenset({"replaced"})
 
     schema_version: Literal[1] = SCHEMA
     prediction_hash: str
@@ -224,44 +271,4 @@ class Evidence(Strict):
     timeline: tuple[Job, ...]
     provenance: Provenance
     judged: Judgement
-
-
-class Check(Strict):
-    """A system run on the model's own routes, against the resident model and against a replay.
-
-    Attributes:
-        largest_logit_difference: Relative to the largest logit, against every expert resident.
-        same_text: Whether greedy decoding gives the resident model's tokens.
-        first: The first decision in which a replay of the routes just served differs, where the
-            system is timing-free; else the first that a fresh controller fed the facts differs in.
-    """
-
-    system: str
-    timing_free: bool
-    decisions: int
-    first: str | None
-    largest_logit_difference: float
-    lossless_on_gpu: bool
-    same_text: bool
-
-    @property
-    def passed(self) -> bool:
-        """Whether decisions, text and, where no expert ran on the CPU, every logit are equal."""
-        equal = self.largest_logit_difference == 0 or not self.lossless_on_gpu
-        return self.first is None and self.same_text and equal
-
-
-class Checks(Strict):
-    """What a backend asserted before any cell was executed."""
-
-    schema_version: Literal[1] = SCHEMA
-    checks: tuple[Check, ...]
-
-
-class Calibration(Strict):
-    """What figures were made from: the machine, its anchors then, the traces fitted on by hash."""
-
-    schema_version: Literal[1] = SCHEMA
-    fingerprint: dict[str, str]
-    anchors_ns: dict[str, int]
-    fit_traces: tuple[str, ...]
+    replaced: tuple[Replaced, ...] | None = None

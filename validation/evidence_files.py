@@ -1,7 +1,8 @@
 """Evidence as files: two for a cell, written whole, read strictly.
 
 ``ID.prediction.json`` is written before a cell is executed, ``ID.json`` when its executions have
-ended; the second names the first by its hash.
+ended; the second names the first by its hash. Between the two ``ID.partial.json`` keeps each
+execution as it ends.
 """
 
 import hashlib
@@ -13,9 +14,10 @@ from pydantic import ValidationError
 
 from moesim.simulator.errors import InputError
 from moesim.simulator.results import write_text
-from moesim.validation.evidence import Check, Checks, Evidence, Strict
+from moesim.validation.beside import Check, Checks
+from moesim.validation.evidence import Evidence, Strict
 
-PREDICTION_SUFFIX = ".prediction.json"
+PREDICTION_SUFFIX, PARTIAL_SUFFIX = ".prediction.json", ".partial.json"
 CHECKS = "checks.json"
 CALIBRATION = "calibration.json"
 
@@ -68,7 +70,8 @@ def read_folder(folder: Path) -> list[Evidence]:
     paths = [
         path
         for path in sorted(folder.glob("*.json"))
-        if not path.name.endswith(PREDICTION_SUFFIX) and path.name not in (CHECKS, CALIBRATION)
+        if not path.name.endswith((PREDICTION_SUFFIX, PARTIAL_SUFFIX))
+        and path.name not in (CHECKS, CALIBRATION)
     ]
     if not paths:
         raise InputError(f"{folder}: no evidence of any cell; moesim validate writes it")

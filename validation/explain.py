@@ -72,9 +72,20 @@ def _first_token(one: Evidence) -> str:
 def _causes(one: Evidence) -> str:
     gap = one.judged.gap_ms
     parts = sorted(CAUSES, key=lambda cause: -abs(gap[cause]))
-    return f"{gap['total']:+.1f} ms over the run (measured minus predicted): " + ", ".join(
+    said = f"{gap['total']:+.1f} ms over the run (measured minus predicted): " + ", ".join(
         f"{cause} {gap[cause]:+.1f}" for cause in parts
     )
+    return said + _deciding(one)
+
+
+def _deciding(one: Evidence) -> str:
+    """Say what decisions took, which is a part of the host's time."""
+    ours = one.prediction.outcome.decisions_ms
+    theirs = [each.outcome.decisions_ms for each in one.executions]
+    known = [ms for ms in theirs if ms is not None]
+    if ours is None or not known:
+        return ""
+    return f"; decisions take {ours:.1f} ms, executed {min(known):.1f} to {max(known):.1f}"
 
 
 def _copies(one: Evidence) -> str:

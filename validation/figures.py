@@ -1,14 +1,21 @@
 """Where the figures of a validation come from: files named, the folder's own, or fresh ones."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runtime
 from moesim.hardware_profiles import load as load_hardware
+from moesim.simulator.commands.policies import Choice
 from moesim.simulator.errors import InputError
 from moesim.traces import RoutingTrace
-from moesim.validation.evidence import Calibration
+from moesim.validation.beside import Calibration
+from moesim.validation.deciding import (
+    Decided,
+    DecisionCosts,
+    measure_decisions,
+    with_rows,
+)
 from moesim.validation.evidence_files import CALIBRATION, read, write
 from moesim.validation.quick_files import write_profiles
 from moesim.validation.rig import Rig
@@ -26,11 +33,13 @@ class Figures:
         profiles: Machine and runtime.
         fit_traces: Hashes of what they were fitted on.
         before: What the folder says of its calibration; None where it had none.
+        is_of_here: Whether they were measured on this machine.
     """
 
     profiles: Profiles
     fit_traces: tuple[str, ...]
     before: Calibration | None
+    is_of_here: bool
 
 
 def take_figures(
@@ -70,7 +79,8 @@ def take_figures(
         profiles = load_hardware(wishes.hardware), load_runtime(wishes.runtime)
         made_on = profiles[0].fingerprint
         fit_traces = () if made_on is None else (fitted.content_hash(),)
-        if made_on is not None and made_on.model_dump() != rig.fingerprint():
+        is_of_here = made_on is not None and made_on.model_dump() == rig.fingerprint()
+        if made_on is not None and not is_of_here:
             say(
                 f"{wishes.hardware} was measured on another machine ({made_on.gpu}, {made_on.cpu}):"
                 " what follows is a claim about carrying figures over"
@@ -78,7 +88,9 @@ def take_figures(
     elif before is not None:
         say("going on with the figures of the folder")
         machine, runtime = (folder / f"{name}.yaml" for name in rig.figures)
-        return Figures((load_hardware(machine), load_runtime(runtime)), before.fit_traces, before)
+        return Figures(
+            (load_hardware(machine), load_runtime(runtime)), before.fit_traces, before, True
+        )
     else:
         trees = rig.measure(subject, fitted, minutes)
         machine_tree, runtime_tree = (trees[name] for name in rig.figures)
@@ -88,11 +100,32 @@ def take_figures(
         )
         fit_traces = (fitted.content_hash(),)
         write_profiles(folder, trees)
+        is_of_here = True
         say("figures of this machine: taken")
-    return Figures(profiles, fit_traces, before)
+    return Figures(profiles, fit_traces, before, is_of_here=is_of_here)
 
 
-def keep_calibration(figures: Figures, rig: Rig, subject: Subject, folder: Path) -> Calibration:
+def with_decisions(
+    figures: Figures,
+    choices: Sequence[Choice],
+    fitted: RoutingTrace,
+    executed: Mapping[str, Decided],
+) -> tuple[Figures, DecisionCosts]:
+    """Return figures that know what the systems' decisions cost here, and what was measured so."""
+    before = figures.before
+    known = DecisionCosts(
+        {} if before is None else before.decisions_ns or {},
+        {} if before is None else before.asks_ns or {},
+    )
+    if figures.is_of_here:
+        known = measure_decisions(choices, fitted, known, executed)
+    machine, runtime = figures.profiles
+    return replace(figures, profiles=(machine, with_rows(runtime, known.rows_ns))), known
+
+
+def keep_calibration(
+    figures: Figures, decided: DecisionCosts, rig: Rig, subject: Subject, folder: Path
+) -> Calibration:
     """Return what figures were made from, with the anchors as they are now; the folder keeps it.
 
     Where the folder had a calibration, its anchors stay.
@@ -101,6 +134,9 @@ def keep_calibration(figures: Figures, rig: Rig, subject: Subject, folder: Path)
         fingerprint=rig.fingerprint(),
         anchors_ns=rig.anchors(subject),
         fit_traces=figures.fit_traces,
+    )
+    found = found.model_copy(
+        update={"decisions_ns": decided.rows_ns or None, "asks_ns": decided.asks_ns or None}
     )
     write(folder / CALIBRATION, found)
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from moesim.simulator.errors import InputError
+from moesim.validation.bursts import is_by_rule
 from moesim.validation.compare import times_of
 from moesim.validation.evidence import Evidence, Execution, Judgement, Prediction, Times
 from moesim.validation.statistics import (
@@ -41,6 +42,11 @@ def check_judgements(found: Sequence[Evidence]) -> None:
             raise InputError(
                 f"{one.prediction.cell.id}.json: judged: does not follow from the executions "
                 "beside it; it was edited, or judged by another version"
+            )
+        if not is_by_rule(one.executions, one.replaced or ()):
+            raise InputError(
+                f"{one.prediction.cell.id}.json: replaced: an execution was put aside whose copies "
+                "took no longer than those of the one that counts; it was edited"
             )
 
 

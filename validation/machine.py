@@ -69,6 +69,10 @@ class Machine(Protocol):
         """Return who decides in a cell: for the prediction and for every execution."""
         ...
 
+    def take_turns(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """Return which cells of a group are executed in turns, one lot after another."""
+        ...
+
     def execute(self, cell: Cell) -> Executed:
         """Execute a cell from cold, keeping log and jobs."""
         ...

@@ -10,7 +10,18 @@ Backend = Annotated[
 ]
 Check = Annotated[
     Path | None,
-    typer.Option("--check", help="Judge the evidence of this folder again and execute nothing."),
+    typer.Option(
+        "--check",
+        help="Judge the evidence of this folder, or of all folders in it, again; execute nothing.",
+    ),
+]
+More = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[DIR]...", help="With --check: more folders.", show_default=False),
+]
+JsonOut = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write cells, verdict, signs, choice and inside as JSON."),
 ]
 ModelName = Annotated[
     str | None,
@@ -51,7 +62,7 @@ Routing = Annotated[
     str,
     typer.Option("--routing", help="forced: the trace's routes; own: the model's, on its tokens."),
 ]
-Batch = Annotated[
+MaxBatch = Annotated[
     int | None,
     typer.Option(min=1, help="Let all requests arrive at once and serve up to N together."),
 ]

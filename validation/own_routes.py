@@ -9,10 +9,12 @@ from moesim.backends.execution import Execution, Log
 from moesim.backends.forcing import TOKENS
 from moesim.backends.models import Model
 from moesim.backends.testing import first_difference
+from moesim.simulator.controller import Controller
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_counts import count
 from moesim.traces import RoutingTrace
-from moesim.validation.evidence import Check
+from moesim.validation.beside import Check
+from moesim.validation.deciding import Decided
 from moesim.validation.subject import Logits, Subject
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2, 24, 12
@@ -32,8 +34,8 @@ def prompts_of(trace: RoutingTrace, model: Model) -> list[list[int]]:
     ]
 
 
-def check_system(subject: Subject, resident: Logits, deciding: Deciding) -> Check:
-    """Run one system on the subject's prompts and compare.
+def check_system(subject: Subject, resident: Logits, deciding: Deciding) -> tuple[Check, Decided]:
+    """Run one system on the subject's prompts and compare; return also what decisions took.
 
     Args:
         subject: The model.
@@ -49,7 +51,7 @@ def check_system(subject: Subject, resident: Logits, deciding: Deciding) -> Chec
         for request, expected in zip(done.logits, resident, strict=True)
         for ours, theirs in zip(request, expected, strict=True)
     ]
-    return Check(
+    check = Check(
         system=deciding.system,
         timing_free=deciding.timing_free,
         decisions=sum(len(answer) for _, _, answer in done.log),
@@ -60,16 +62,22 @@ def check_system(subject: Subject, resident: Logits, deciding: Deciding) -> Chec
         lossless_on_gpu=done.counts.cpu_experts == 0,
         same_text=all(int(ours.argmax()) == int(theirs.argmax()) for ours, theirs in pairs),
     )
+    top_k = subject.opened.store.parts.top_k
+    return check, Decided.of(done, _fresh(subject, deciding), top_k)
+
+
+def _fresh(subject: Subject, deciding: Deciding) -> Controller:
+    store = subject.opened.store
+    parts = store.parts
+    return deciding.controller(
+        experts=parts.experts, top_k=parts.top_k, sizes_L=store.sizes_L, keep_log=True
+    )
 
 
 def _first_difference(
     subject: Subject, deciding: Deciding, done: Execution, log: Log
 ) -> str | None:
-    store = subject.opened.store
-    parts, sizes_L = store.parts, store.sizes_L
-    fresh = deciding.controller(
-        experts=parts.experts, top_k=parts.top_k, sizes_L=sizes_L, keep_log=True
-    )
+    fresh = _fresh(subject, deciding)
     if not deciding.timing_free:
         return first_difference(log, fresh)
     count(fresh, Workload(done.trace), budget_bytes=deciding.budget_bytes)

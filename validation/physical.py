@@ -2,7 +2,8 @@
 
 The floor of a token is its bytes at the bandwidth of copies measured right beside the execution,
 plus attention and router of every layer, the head, and one expert of each layer that waited for a
-copy. A runtime that overlaps copies with attention may come in under it; none that does not can.
+copy: a demand is known once the router has ended, so none of that runs beside copies. Where
+experts are prefetched, copies and kernels may run side by side; the longer of the two is the floor.
 """
 
 from collections.abc import Mapping
@@ -53,17 +54,20 @@ def floor_ms(
     for begin_ns, end_ns, context in windows:
         while at < len(copies) and copies[at][0] < begin_ns:
             at += 1
-        copy_ns, waited = 0.0, set()
+        copy_ns, waited, overlaps = 0.0, set(), False
         while at < len(copies) and copies[at][0] < end_ns:
             layer = copies[at][1].expert // experts
             nbytes = costs.shape.layers[layer].expert_bytes
             copy_ns += costs.copy_ns(nbytes) if byte_ns is None else nbytes * byte_ns
             if copies[at][1].cause is Cause.DEMAND:
                 waited.add(layer)
+            else:
+                overlaps = True
             at += 1
         kernels_ns = sum(
             costs.attention_ns(layer, 1, context) for layer in range(len(costs.shape.layers))
         )
         experts_ns = sum(costs.experts_gpu_ns(layer, [1]) for layer in waited)
-        floors_ns.append(copy_ns + kernels_ns + experts_ns + costs.head_ns(1))
+        kernels_ns += experts_ns + costs.head_ns(1)
+        floors_ns.append(max(copy_ns, kernels_ns) if overlaps else copy_ns + kernels_ns)
     return fmean(floors_ns[warm : warm + tokens]) / 1e6

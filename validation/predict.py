@@ -56,6 +56,7 @@ def predict(machine: Machine, cell: Cell) -> Replayed:
         budget_bytes=deciding.budget_bytes,
         system=cell.system,
         compute=controller.compute,
+        ask_ns=cell.ask_ns,
         keep_spans=True,
     )
     timings = engine.run()
@@ -75,8 +76,8 @@ def predict(machine: Machine, cell: Cell) -> Replayed:
             controller.counts,
             timings,
             engine.spans,
-            cell.warm_tokens,
-            cell.tokens,
+            controller.log,
+            (cell.warm_tokens, cell.tokens),
         ),
         evidence=costs.evidence_for(busy),
         band=round(costs.band_for(busy), 6),

@@ -1,21 +1,23 @@
 """The protocol of a validation: predict, write, execute in turns, judge, write.
 
 Cells of one group differ in the system alone. They are predicted together, then executed one after
-another, round after round, so that a machine that drifts favours none of them. A cell whose
-evidence is in the folder is done; a run that was stopped goes on with the others.
+another, round after round, so that a machine that drifts favours none of them; only where systems
+want experts laid out otherwise and host memory holds one layout alone, those of one layout take
+turns and then those of the other. A cell whose evidence is in the folder is done, and so is each
+execution that was kept; a run that was stopped goes on with the others. Who was hit by a burst of
+long copies is executed once more (``bursts.py``).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from math import inf
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from time import monotonic
 
 from moesim.simulator.errors import InputError
-from moesim.validation.compare import compare_decisions, one_token, outcome_of
-from moesim.validation.evidence import Cell, Evidence, Execution, Job, Prediction, Provenance
+from moesim.validation.evidence import Cell, Evidence, Prediction, Provenance
 from moesim.validation.evidence_files import (
+    PARTIAL_SUFFIX,
     PREDICTION_SUFFIX,
     hash_of,
     read,
@@ -23,17 +25,10 @@ from moesim.validation.evidence_files import (
     to_text,
     write,
 )
+from moesim.validation.executing import Say, UnderWay, execute, keep, now, repeat_hit, resume, told
 from moesim.validation.judge import judge
 from moesim.validation.machine import Machine
-from moesim.validation.physical import floor_ms
-from moesim.validation.predict import Replayed, predict, token_shown
-from moesim.validation.statistics import relative_error
-
-MOVED = 0.03
-"""An execution during which an anchor moved by more than this is repeated."""
-MOST_ATTEMPTS = 3
-
-Say = Callable[[str], None]
+from moesim.validation.predict import predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +38,6 @@ class Origin:
     command: str
     commit: str
     resident_ms: float | None = None
-
-
-@dataclass(slots=True)
-class _Open:
-    """A cell under way; its timeline is of its fastest execution."""
-
-    cell: Cell
-    replayed: Replayed
-    predicted_at: str
-    began_at: str = ""
-    executions: list[Execution] = field(default_factory=list)
-    timeline: tuple[Job, ...] = ()
 
 
 def group_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -153,77 +136,30 @@ def _run_group(
     for cell in cells:
         replayed = predict(machine, cell)
         write_prediction(folder, replayed.prediction)
-        under_way.append(_Open(cell, replayed, _now()))
+        under_way.append(resume(folder, UnderWay(cell, replayed, now())))
     found = []
     before = machine.anchors()
-    to_do = sum(cell.repeats for cell in cells)
-    for turn in range(max(cell.repeats for cell in cells)):
-        for it in under_way:
+    to_do = sum(it.cell.repeats - len(it.executions) for it in under_way)
+    for lot in machine.take_turns(cells):
+        taking = [it for it in under_way if it.cell in lot]
+        for turn, it in product(range(max(cell.repeats for cell in lot)), taking):
             if turn >= it.cell.repeats:
                 continue
-            it.began_at = it.began_at or _now()
-            before = _execute(machine, it, before, until_s, to_do)
-            to_do -= 1
-            one = it.executions[-1]
-            say(
-                f"{it.cell.budget} {it.cell.system}: {turn + 1} of {it.cell.repeats}, TPOT "
-                f"{one.outcome.times.mean_tpot:.3f} ms, predicted "
-                f"{it.replayed.prediction.outcome.times.mean_tpot:.3f}"
-            )
-            if len(it.executions) == it.cell.repeats:
+            if turn >= len(it.executions):
+                it.began_at = it.began_at or now()
+                one, before = execute(machine, it, before, until_s, to_do)
+                to_do -= 1
+                it.executions.append(one)
+                keep(folder, it)
+                say(f"{told(it, one)}, {turn + 1} of {it.cell.repeats}")
+            if turn == it.cell.repeats - 1:
+                before = repeat_hit(machine, it, before, until_s, to_do, say)
                 found.append(_close(machine, it, folder, origin, anchors_ns))
     return found
 
 
-def _execute(
-    machine: Machine, it: _Open, before: dict[str, int], until_s: float | None, to_do: int
-) -> dict[str, int]:
-    """Execute once more, again if an anchor moved meanwhile; return the anchors after it.
-
-    There is time to repeat if what the group has to do ends in time, at this one's pace.
-    """
-    cell, prediction = it.cell, it.replayed.prediction
-    attempt = 0
-    while True:
-        attempt += 1
-        began_s = monotonic()
-        done = machine.execute(cell)
-        after = machine.anchors()
-        is_still = all(abs(relative_error(after[n], before[n])) <= MOVED for n in before)
-        now_s = monotonic()
-        is_late = until_s is not None and now_s + to_do * (now_s - began_s) > until_s
-        if is_still or is_late or attempt == MOST_ATTEMPTS:
-            break
-        before = after
-    spans = done.spans or []
-    outcome = outcome_of(done.counts, done.timings, spans, cell.warm_tokens, cell.tokens)
-    fastest = min((one.outcome.times.mean_tpot for one in it.executions), default=inf)
-    if outcome.times.mean_tpot < fastest:  # the one that least came between
-        it.timeline = one_token(done.timings, spans, token_shown(cell), machine.trace.experts)
-    decisions = compare_decisions(it.replayed.log, done.log, exact=prediction.cell.timing_free)
-    it.executions.append(
-        Execution(
-            outcome=outcome,
-            decisions=decisions,
-            attempts=attempt,
-            anchors_before_ns=before,
-            anchors_after_ns=after,
-            floor_ms=None
-            if cell.batching
-            else floor_ms(
-                done,
-                machine.costs,
-                machine.trace.experts,
-                after,
-                (cell.warm_tokens, cell.tokens),
-            ),
-        )
-    )
-    return after
-
-
 def _close(
-    machine: Machine, it: _Open, folder: Path, origin: Origin, anchors_ns: dict[str, int]
+    machine: Machine, it: UnderWay, folder: Path, origin: Origin, anchors_ns: dict[str, int]
 ) -> Evidence:
     prediction = it.replayed.prediction
     evidence = Evidence(
@@ -239,14 +175,12 @@ def _close(
             anchors_ns=anchors_ns,
             predicted_at=it.predicted_at,
             began_at=it.began_at,
-            ended_at=_now(),
+            ended_at=now(),
             resident_ms=origin.resident_ms,
         ),
         judged=judge(prediction, it.executions, anchors_ns),
+        replaced=it.replaced or None,
     )
     write(folder / f"{it.cell.id}.json", evidence)
+    (folder / f"{it.cell.id}{PARTIAL_SUFFIX}").unlink(missing_ok=True)
     return evidence
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

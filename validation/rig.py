@@ -1,16 +1,16 @@
 """What a session needs of a kind of machine; ``cpu.py`` and ``cuda.py`` have one each."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
-from moesim.backends.controllers import Deciding
+from moesim.backends.controllers import LOOK_IN, Deciding, splits
 from moesim.backends.execution import Execution
 from moesim.simulator.costs import CostModel
 from moesim.traces import RoutingTrace
-from moesim.validation.cells import Routing
+from moesim.validation.cells import Routing, policies_of
 from moesim.validation.evidence import Cell
 from moesim.validation.subject import Subject
 from moesim.validation.wishes import Wishes
@@ -69,6 +69,10 @@ class Rig(Protocol):
         """Return what the machine is: names of parts, never of a host."""
         ...
 
+    def cores(self) -> dict[str, str]:
+        """Return which cores do what: the host's loop, the CPU's experts, asks."""
+        ...
+
     def versions(self) -> dict[str, str]:
         """Return the versions of the software that runs."""
         ...
@@ -85,12 +89,13 @@ class RiggedMachine:
     routing: Routing
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what the machine is, and what part of the host's memory experts share."""
+        """Return what the machine is, which cores do what, and what memory experts share."""
         store = self.subject.opened.store
         shared = {}
         if store.held_bytes < store.total_bytes:
             shared = {"experts": f"{store.total_bytes} bytes share {store.held_bytes} of the host"}
-        return self.rig.fingerprint() | shared
+        cores = {f"cores, {name}": what for name, what in self.rig.cores().items()}
+        return self.rig.fingerprint() | cores | shared
 
     def versions(self) -> dict[str, str]:
         """Return the versions of what executes."""
@@ -101,14 +106,35 @@ class RiggedMachine:
         return self.rig.anchors(self.subject)
 
     def deciding(self, cell: Cell) -> Deciding:
-        """Return a cell's policies and budget, and what they may ask of times."""
-        return Deciding(
-            policies={"cache": cell.cache, "prefetch": cell.prefetch, "schedule": cell.schedule},
+        """Return a cell's policies and budget, what they may ask of times, and what they are told.
+
+        With forced routes a lossless policy reads the trace's own signals; what looks ahead is
+        computed all the same (``forcing.py``).
+        """
+        deciding = Deciding(
+            policies=policies_of(cell),
             budget_bytes=cell.expert_budget_bytes,
             system=cell.system,
             window_bytes=self.costs.window_bytes,
             costs=self.costs,
         )
+        if self.routing == "own" or deciding.is_lossy:
+            return deciding
+        told = (deciding.needs - {LOOK_IN}) & self.trace.header.signals.keys()
+        return replace(deciding, told=frozenset(told))
+
+    def take_turns(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """Return which cells are executed in turns: all, unless each change of layout costs time.
+
+        Then those of one layout of experts take turns, and the other layout comes after them.
+        """
+        if self.subject.relaying.is_free():
+            return [[*cells]]
+        whole, split = (
+            [cell for cell in cells if splits(policies_of(cell)) is by_row]
+            for by_row in (False, True)
+        )
+        return [group for group in (whole, split) if group]
 
     def execute(self, cell: Cell) -> Execution:
         """Execute a cell from cold."""

@@ -33,8 +33,8 @@ def held_out(
         )
     if len(taken) < requests:
         raise InputError(
-            f"--batch {requests}: the trace has {len(taken)} requests that nothing was fitted on; "
-            "lower it, or give a longer trace"
+            f"--max-batch {requests}: the trace has {len(taken)} requests that nothing was fitted "
+            "on; lower it, or give a longer trace"
         )
     return trace.select_requests(taken)
 

@@ -5,22 +5,29 @@ those of the folder, or fresh ones), then predict and execute the cells.
 """
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
 import typer
 
-from moesim.backends.controllers import Deciding
+from moesim.backends.controllers import LIVE_SIGNALS, Deciding
 from moesim.backends.sources import cut
+from moesim.backends.suiting import suited
 from moesim.simulator import models
+from moesim.simulator.commands.policies import Choice
 from moesim.simulator.costs import CostModel
+from moesim.simulator.errors import MoesimError
+from moesim.simulator.run_spec import GRANTS
 from moesim.traces import RoutingTrace, load, samples
+from moesim.validation.beside import Check, Checks
 from moesim.validation.cells import Routing, check_disjoint, choose_system, make_cell
-from moesim.validation.evidence import Cell, Check, Checks, Evidence
+from moesim.validation.deciding import Decided
+from moesim.validation.evidence import Cell, Evidence
 from moesim.validation.evidence_files import CHECKS, read_checks, write
-from moesim.validation.figures import keep_calibration, take_figures
+from moesim.validation.figures import Profiles, keep_calibration, take_figures, with_decisions
 from moesim.validation.intervening import parse_intervention
 from moesim.validation.interventions import made_so, predicted
 from moesim.validation.long_prompts import with_prompts
@@ -61,13 +68,9 @@ def run_session(wishes: Wishes) -> Session:
     minutes = rig.minutes if wishes.minutes is None else wishes.minutes
     trace_path = wishes.trace or Path(samples.__path__[0]) / "reference-12x32.npz"
     trace, trace_name = load(trace_path), trace_path.name
-    if wishes.source is not None and wishes.source.is_shape:  # before anything is measured
-        shape = cut(models.load(wishes.source.model), wishes.source.layers)
-        ours = len(shape.moe_layers), shape.experts, shape.top_k
-        check_topology(ours, f"{shape.name} random weights", trace, trace_path)
+    _check_shape(wishes, trace, trace_path)
     fitted = rig.fitted_on(trace)
-    tested = held_out(trace, fitted, sum(wishes.lengths[:2]), wishes.batch or 1)
-    routing: Routing = "own" if wishes.routing == "own" else "forced"
+    tested = held_out(trace, fitted, sum(wishes.lengths[:2]), wishes.max_batch or 1)
     with ExitStack() as stack:
         if wishes.output is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -75,25 +78,23 @@ def run_session(wishes: Wishes) -> Session:
         else:
             folder = wishes.output
             folder.mkdir(exist_ok=True)
-        if wishes.prompt is not None:
-            tested, how = with_prompts(tested, wishes.prompt)
-            trace_name = f"{trace_name}, {how}"
+        tested, name = _served(wishes, tested, trace_name)
         taken = None
         if not rig.measures_on_the_model:
             taken = take_figures(wishes, rig, None, fitted, folder, minutes, _say)
-        if wishes.batch is not None:
-            trace_name = f"{trace_name}, batch {wishes.batch}"
         subject = rig.open(wishes, tested)
         parts = subject.opened.store.parts
         ours = len(parts.layers), parts.experts, parts.top_k
         check_topology(ours, subject.name, trace, trace_path)
         _say(f"{subject.name}: open after {monotonic() - began_s:.0f} s")
-        checks = _check_all(subject, wishes, tested, folder)
+        choices = _choices(wishes, trace, trace_name)
+        checks, executed = _check_all(subject, choices, tested, folder)
         rig.warm_up(subject, tested)
         resident_ms = subject.resident_ms(tested)
         if taken is None:
             taken = take_figures(wishes, rig, subject, fitted, folder, minutes, _say)
-        calibration = keep_calibration(taken, rig, subject, folder)
+        taken, decided = with_decisions(taken, choices, fitted, executed)
+        calibration = keep_calibration(taken, decided, rig, subject, folder)
         if taken.fit_traces:
             check_disjoint(fitted, tested)
         profiles = taken.profiles
@@ -102,34 +103,29 @@ def run_session(wishes: Wishes) -> Session:
             profiles = predicted(intervention, profiles, rig.cpu_threads)
             subject.make_driver = made_so(intervention, subject.make_driver)
         costs = CostModel(*profiles, subject.opened.costs_of)
-        machine = RiggedMachine(rig, subject, costs, tested, routing)
-        cells: list[Cell] = [
-            make_cell(
-                choose_system(text),
-                budget,
-                subject.budget_bytes(budget, tested, wishes.batching),
-                backend=wishes.backend,
-                profiles=profiles,
-                fit_traces=taken.fit_traces,
-                model=subject.name,
-                trace=tested,
-                trace_name=trace_name,
-                routing=routing,
-                lengths=wishes.lengths,
-                batching=wishes.batching,
-            )
-            for budget in wishes.budgets
-            for text in wishes.systems
-        ]
-        found = run_cells(
-            machine,
-            cells,
-            folder,
-            Origin(command_given(), commit_of(wishes.commit), resident_ms),
-            anchors_ns=calibration.anchors_ns,
-            until_s=None if minutes is None else began_s + 60 * minutes,
-            say=_say,
+        machine = RiggedMachine(rig, subject, costs, tested, _routing(wishes))
+        cells = _cells(
+            wishes,
+            subject,
+            choices,
+            (profiles, taken.fit_traces, decided.asks_ns),
+            tested,
+            name,
         )
+        try:
+            found = run_cells(
+                machine,
+                cells,
+                folder,
+                Origin(command_given(), commit_of(wishes.commit), resident_ms),
+                anchors_ns=calibration.anchors_ns,
+                until_s=None if minutes is None else began_s + 60 * minutes,
+                say=_say,
+            )
+        except (KeyboardInterrupt, MoesimError):
+            if wishes.output is not None:
+                _say(f"every execution that ended is kept in {folder}; the same command goes on")
+            raise
     return Session(checks, found)
 
 
@@ -143,27 +139,105 @@ def _rig(backend: str) -> Rig:
     return CudaRig(backend)
 
 
+def _served(wishes: Wishes, tested: RoutingTrace, name: str) -> tuple[RoutingTrace, str]:
+    """Return the requests as they are served, and what evidence calls them."""
+    if wishes.prompt is not None:
+        tested, how = with_prompts(tested, wishes.prompt)
+        name = f"{name}, {how}"
+    if wishes.max_batch is not None:
+        name = f"{name}, batch {wishes.max_batch}"
+    return tested, name
+
+
+def _routing(wishes: Wishes) -> Routing:
+    return "own" if wishes.routing == "own" else "forced"
+
+
+def _cells(
+    wishes: Wishes,
+    subject: Subject,
+    choices: Sequence[Choice],
+    known: tuple[Profiles, tuple[str, ...], dict[str, dict[str, int]]],
+    tested: RoutingTrace,
+    trace_name: str,
+) -> list[Cell]:
+    """Return every system at every budget; what is known are profiles, fit traces, asks' times."""
+    profiles, fit_traces, asks_ns = known
+    return [
+        make_cell(
+            choice,
+            budget,
+            subject.budget_bytes(budget, tested, wishes.batching),
+            backend=wishes.backend,
+            profiles=profiles,
+            fit_traces=fit_traces,
+            model=subject.name,
+            trace=tested,
+            trace_name=trace_name,
+            routing=_routing(wishes),
+            lengths=wishes.lengths,
+            batching=wishes.batching,
+            ask_ns=asks_ns.get(choice.system) or None,
+        )
+        for budget in wishes.budgets
+        for choice in choices
+    ]
+
+
+def _check_shape(wishes: Wishes, trace: RoutingTrace, path: Path) -> None:
+    """Refuse a shape of another topology than the trace's before anything is measured."""
+    if wishes.source is not None and wishes.source.is_shape:
+        shape = cut(models.load(wishes.source.model), wishes.source.layers)
+        ours = len(shape.moe_layers), shape.experts, shape.top_k
+        check_topology(ours, f"{shape.name} random weights", trace, path)
+
+
+def _choices(wishes: Wishes, trace: RoutingTrace, trace_name: str) -> list[Choice]:
+    """Return the systems asked for, with the options that suit what the trace kept."""
+    found = []
+    for text in wishes.systems:
+        choice = choose_system(text)
+        policies = suited(choice.policies, trace.header.signals)
+        for axis, policy in policies.items():
+            if policy != choice.policies[axis]:
+                _say(f"{text}: {trace_name} lacks what it reads by default; {axis} is {policy}")
+        found.append(replace(choice, policies=policies))
+    return found
+
+
 def _check_all(
-    subject: Subject, wishes: Wishes, trace: RoutingTrace, folder: Path
-) -> tuple[Check, ...]:
-    """Check the systems that the folder has no check of; return those of all asked for."""
+    subject: Subject, choices: Sequence[Choice], trace: RoutingTrace, folder: Path
+) -> tuple[tuple[Check, ...], dict[str, Decided]]:
+    """Check the systems that can be checked; return what the folder then knows of those asked for.
+
+    Beside it stands what the decisions of those checked took.
+
+    Raises:
+        MoesimError: An execution failed.
+    """
     known = {check.system: check for check in read_checks(folder)}
     if subject.resident is None:
         _say("own routes: not checked, nothing here holds every expert at once")
-        return ()
-    for text in wishes.systems:
-        choice = choose_system(text)
+        return (), {}
+    budget_bytes = subject.budget_bytes(BUDGET, trace)
+    executed: dict[str, Decided] = {}
+    for choice in choices:
         deciding = Deciding(
-            policies=choice.policies,
-            budget_bytes=subject.budget_bytes(BUDGET, trace),
-            system=choice.system,
+            policies=choice.policies, budget_bytes=budget_bytes, system=choice.system
         )
-        check = check_system(subject, subject.resident, deciding)
+        unknown = deciding.needs - LIVE_SIGNALS - GRANTS
+        if unknown:
+            what = ", ".join(sorted(unknown))
+            _say(f"{choice.system}: own routes not checked, an execution cannot tell {what}")
+            continue
+        resident = subject.resident_for(deciding)
+        assert resident is not None
+        check, executed[choice.system] = check_system(subject, resident, deciding)
         known[check.system] = check
         passed = "passed" if check.passed else "FAILED"
-        _say(f"{text}: own routes, {check.decisions} decisions, {passed}")
+        _say(f"{choice.system}: own routes, {check.decisions} decisions, {passed}")
     write(folder / CHECKS, Checks(checks=tuple(known.values())))
-    return tuple(known[choose_system(text).system] for text in wishes.systems)
+    return tuple(known[choice.system] for choice in choices if choice.system in known), executed
 
 
 def _say(line: str) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from moesim.backends.batches import arrivals_for
 from moesim.backends.collector import without_collector
-from moesim.backends.controllers import Deciding
+from moesim.backends.controllers import Deciding, splits
 from moesim.backends.execution import Execution, Keep, MakeDriver, execute
 from moesim.backends.forcing import TOKENS, requests_of
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.opening import Opened
+from moesim.backends.relaying import Relaying
 from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
@@ -41,6 +42,7 @@ class Subject:
         new_tokens: How many for each.
         resident: Its logits then with every expert in place; None where nothing can hold them all.
         name: What evidence calls it.
+        relaying: Lays the store out as the system that is served wants it.
     """
 
     opened: Opened
@@ -49,9 +51,12 @@ class Subject:
     new_tokens: int = 1
     resident: Logits | None = None
     name: str = field(default="")
+    relaying: Relaying = field(init=False)
+    _resident_by_row: Logits | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.name = self.name or self.opened.checkpoint.name
+        self.relaying = Relaying(self.opened.store)
 
     def budget_bytes(self, text: str, trace: RoutingTrace, batching: Batching = ALONE) -> int:
         """Return the room for experts that ``50%`` of them, ``12``, or a size of all VRAM gives.
@@ -81,6 +86,7 @@ class Subject:
             raise CapabilityError(
                 "--routing own feeds the trace's tokens and it kept none; use --routing forced"
             )
+        self.relaying.lay(by_row=splits(deciding.policies))
         model: Any = self.opened.checkpoint.model
         requests = requests_of(trace, model.config.get_text_config().vocab_size)
         with without_collector():
@@ -112,6 +118,26 @@ class Subject:
 
     def generate(self, deciding: Deciding) -> Execution:
         """Let the model answer the prompts on its own routes, keeping log and logits."""
+        self.relaying.lay(by_row=splits(deciding.policies))
+        return self._generate(deciding)
+
+    def resident_for(self, deciding: Deciding) -> Logits | None:
+        """Return the logits that a lossless system must give, to the bit.
+
+        Products by row are sums of pieces, in a split expert as in a whole one: what splits experts
+        is compared with the same products, every expert in VRAM.
+        """
+        if self.resident is None or not splits(deciding.policies):
+            return self.resident
+        if self._resident_by_row is None:
+            self.relaying.lay(by_row=True)
+            total = self.opened.store.total_bytes
+            self._resident_by_row = self._generate(
+                Deciding(policies=LRU, budget_bytes=total)
+            ).logits
+        return self._resident_by_row
+
+    def _generate(self, deciding: Deciding) -> Execution:
         return execute(
             self.opened.checkpoint.model,
             self.opened.store,

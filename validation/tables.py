@@ -6,7 +6,8 @@ from statistics import fmean
 import typer
 
 from moesim.simulator.tables import print_table
-from moesim.validation.evidence import Cell, Check, Evidence
+from moesim.validation.beside import Check
+from moesim.validation.evidence import Cell, Evidence
 from moesim.validation.judge import Verdict
 
 NONE = "-"

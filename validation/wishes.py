@@ -31,7 +31,7 @@ class Wishes:
         repeats: Executions of each cell.
         prompt: Tokens of each prompt; None serves prompts as they were recorded.
         intervene: See ``intervening.py``.
-        batch: Requests that run together; all arrive at once.
+        max_batch: Requests that run together; all arrive at once.
         chunk: Prompt tokens of a step; None takes prompts whole.
         commit: Of the code; None asks git.
     """
@@ -52,7 +52,7 @@ class Wishes:
     output: Path | None
     prompt: int | None = None
     intervene: str | None = None
-    batch: int | None = None
+    max_batch: int | None = None
     chunk: int | None = None
     commit: str | None = None
 
@@ -69,7 +69,7 @@ class Wishes:
     @property
     def batching(self) -> Batching:
         """Requests that run together, prompt tokens of a step."""
-        return self.batch, self.chunk
+        return self.max_batch, self.chunk
 
     @property
     def systems(self) -> list[str]:

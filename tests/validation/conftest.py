@@ -14,7 +14,7 @@ from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_simpy import SimpyEngine
-from moesim.traces import RoutingTrace, TraceHeader
+from moesim.traces import RoutingTrace, TraceHeader, write
 from moesim.traces.assemble import RequestRows, assemble
 from moesim.validation.cells import choose_system, make_cell
 from moesim.validation.evidence import Cell
@@ -83,6 +83,9 @@ class FakeMachine:
     def deciding(self, cell: Cell) -> Deciding:
         policies = {"cache": cell.cache, "prefetch": cell.prefetch, "schedule": cell.schedule}
         return Deciding(policies=policies, budget_bytes=cell.expert_budget_bytes, costs=self.costs)
+
+    def take_turns(self, cells):
+        return [[*cells]]
 
     def execute(self, cell: Cell) -> Any:
         self.before(cell)
@@ -176,3 +179,15 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "evidence"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def options(
+    tmp_path: Path, trace_of: Callable[..., RoutingTrace], write_shape: Callable[..., Path]
+) -> list[str]:
+    """Return the options of a validation of a shape of which three of four layers are kept."""
+    shape, trace = write_shape(decoder_layers=4), tmp_path / "routes.npz"
+    write(trace_of(requests=3), trace)
+    model = ["--model", shape, "--weights", "random", "--layers", 3, "--trace", trace]
+    cell = ["--warm", 2, "--tokens", 10, "--repeats", 2, "--slots", "50%", "--system", "on-demand"]
+    return [str(word) for word in [*model, *cell, "--pinned-pool", "100KiB"]]

@@ -122,7 +122,7 @@ def test_batched_cells_are_a_group_of_their_own(machine: Any) -> None:
 
 def test_the_future_is_that_of_single_requests(machine: Any) -> None:
     """A policy that sees the future is refused where other steps are formed."""
-    with pytest.raises(CapabilityError, match="belady sees the future.*without --batch"):
+    with pytest.raises(CapabilityError, match="belady sees the future.*without --max-batch"):
         machine.cell("belady", (3, None))
 
 
@@ -131,7 +131,7 @@ def test_a_batch_needs_as_many_requests(machine: Any) -> None:
     trace = machine.trace
     fitted = trace.select_requests([3])
     assert held_out(trace, fitted, 3, requests=3).requests == 3
-    with pytest.raises(InputError, match="--batch 4: the trace has 3 requests"):
+    with pytest.raises(InputError, match="--max-batch 4: the trace has 3 requests"):
         held_out(trace, fitted, 3, requests=4)
 
 
@@ -147,7 +147,18 @@ def test_batches_of_the_reference_model_end_to_end(tmp_path: Path) -> None:
     """The command predicts, executes and judges a batch; decisions are as predicted."""
     app = typer.Typer()
     app.command()(validate)
-    options = ["--warm", "1", "--tokens", "6", "--repeats", "1", "--slots", "50%", "--batch", "2"]
+    options = [
+        "--warm",
+        "1",
+        "--tokens",
+        "6",
+        "--repeats",
+        "1",
+        "--slots",
+        "50%",
+        "--max-batch",
+        "2",
+    ]
     options += ["--system", "on-demand", "--chunk", "64", "-o", str(tmp_path / "evidence")]
     done = CliRunner().invoke(app, options, catch_exceptions=False)
     assert done.exit_code == 0

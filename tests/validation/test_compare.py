@@ -57,12 +57,12 @@ def test_times_are_in_ms_over_the_counted_tokens() -> None:
     """Of gaps of 5, 1, 3 and 2 ms the first is warm-up: the mean of the next two is 2."""
     ends = [10_000_000, 15_000_000, 16_000_000, 19_000_000, 21_000_000]
     timings = Timings(requests=[RequestTimes(0, 4_000_000, 4_000_000, 3, ends, True)])
-    found = outcome_of(Counts(), timings, [], 1, 2)
+    found = outcome_of(Counts(), timings, [], [], (1, 2))
     assert found.gaps_ms == (1.0, 3.0)
     assert (found.times.mean_tpot, found.times.mean_ttft) == (2.0, 6.0)
     assert found.busy.served == 17_000_000
     with pytest.raises(InputError, match=r"has 4 decode tokens, 1 \+ 9 are asked for"):
-        outcome_of(Counts(), timings, [], 1, 9)
+        outcome_of(Counts(), timings, [], [], (1, 9))
 
 
 def test_percentiles_interpolate() -> None:

@@ -25,9 +25,9 @@ from moesim.backends.testing import resident_logits, tiny_model
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import CapabilityError
 from moesim.validation import own_routes, quick_files, quick_profile
+from moesim.validation.beside import Check
 from moesim.validation.cells import choose_system
 from moesim.validation.commands import validate
-from moesim.validation.evidence import Check
 from moesim.validation.subject import Subject
 
 PROMPTS = ((5, 9, 200, 17, 33, 4), (7, 8, 9, 10))
@@ -84,7 +84,9 @@ def deciding(subject: Subject, system: str) -> Deciding:
 def test_own_routes_pass(subject: Subject, system: str) -> None:
     """Decisions equal a replay's, and every logit the resident model's, bit by bit."""
     assert subject.resident is not None
-    check = own_routes.check_system(subject, subject.resident, deciding(subject, system))
+    check, decided = own_routes.check_system(subject, subject.resident, deciding(subject, system))
+    assert sum(decided.row_ns) > 0
+    assert decided.dearer > 0
     assert check.passed
     assert check.first is None
     assert check.largest_logit_difference == 0
@@ -96,7 +98,8 @@ def test_another_resident_model_is_noticed(subject: Subject) -> None:
     assert subject.resident is not None
     resident = [[logits.clone() for logits in request] for request in subject.resident]
     resident[1][3][0] += 1.0
-    assert not own_routes.check_system(subject, resident, deciding(subject, "lru")).passed
+    check, _ = own_routes.check_system(subject, resident, deciding(subject, "lru"))
+    assert not check.passed
 
 
 @pytest.mark.parametrize(

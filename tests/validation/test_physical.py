@@ -47,6 +47,20 @@ def test_the_anchor_of_copies_gives_the_bandwidth(
     assert found == pytest.approx(expected, rel=1e-3)
 
 
+def test_what_is_prefetched_may_move_beside_kernels(
+    machine: Any, cells_of: Callable[..., Any]
+) -> None:
+    """The longer of copies and kernels is the floor then."""
+    [cell] = cells_of(machine, systems=("on-demand",), repeats=1)
+    done = machine.execute(cell)
+    done.spans[:] = [
+        (place, label._replace(cause=Cause.PREFETCH) if isinstance(label, Copy) else label, *when)
+        for place, label, *when in done.spans
+    ]
+    found = floor_ms(done, machine.costs, machine.trace.experts, {}, (2, 20))
+    assert found == pytest.approx(max(LAYERS * TOP_K * COPY_MS, kernels_ms(machine, 0)), rel=1e-3)
+
+
 def test_parts_of_experts_have_no_floor_here(machine: Any, cells_of: Callable[..., Any]) -> None:
     """How many bytes a part has, an execution does not say."""
     [cell] = cells_of(machine, systems=("on-demand",), repeats=1)

@@ -60,7 +60,7 @@ def test_the_timeline_is_of_the_fastest_execution(
 def test_a_killed_run_goes_on_where_it_was(
     machine: Any, cells_of: Callable[..., Any], folder: Path, origin: Any
 ) -> None:
-    """Cells whose evidence was written are not executed again; predictions are kept."""
+    """What was executed is not executed again, and predictions are kept."""
     cells = cells_of(machine, slots=(12, 18))
 
     def kill(_cell: Any) -> None:
@@ -79,7 +79,9 @@ def test_a_killed_run_goes_on_where_it_was(
 
     found = run_cells(machine, cells, folder, origin, anchors_ns=STILL)
 
-    assert machine.executed == ["lru", "on-demand"] * 3
+    assert machine.executed == ["lru", "on-demand"] * 2
+    assert [len(one.executions) for one in found] == [3] * 4
+    assert not [*folder.glob("*.partial.json")]
     assert {one.prediction.cell.id for one in found} == {cell.id for cell in cells}
     assert {path: path.read_bytes() for path in predictions} == predictions
 

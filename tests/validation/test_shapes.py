@@ -16,29 +16,19 @@ from moesim.backends.controllers import Deciding
 from moesim.hardware_profiles import load
 from moesim.hardware_profiles.schema import Fingerprint
 from moesim.simulator.errors import InputError
-from moesim.traces import RoutingTrace, write
+from moesim.traces import RoutingTrace
 from moesim.validation import figures
+from moesim.validation.beside import Calibration
 from moesim.validation.cells import choose_system
 from moesim.validation.commands import validate
-from moesim.validation.evidence import Calibration
+from moesim.validation.deciding import DecisionCosts
 from moesim.validation.evidence_files import CALIBRATION, read, read_folder
 from moesim.validation.routes import check_topology, held_out
 from moesim.validation.subject import HORIZONS, horizons_of
 
 app = typer.Typer()
 app.command()(validate)
-
-
-@pytest.fixture
-def options(
-    tmp_path: Path, trace_of: Callable[..., RoutingTrace], write_shape: Callable[..., Path]
-) -> list[str]:
-    """Return the options of a validation of a shape of which three of four layers are kept."""
-    shape, trace = write_shape(decoder_layers=4), tmp_path / "routes.npz"
-    write(trace_of(requests=3), trace)
-    model = ["--model", shape, "--weights", "random", "--layers", 3, "--trace", trace]
-    cell = ["--warm", 2, "--tokens", 10, "--repeats", 2, "--slots", "50%", "--system", "on-demand"]
-    return [str(word) for word in [*model, *cell, "--pinned-pool", "100KiB"]]
+NOTHING = DecisionCosts({}, {})
 
 
 def test_a_shape_is_predicted_and_executed(tmp_path: Path, options: list[str]) -> None:
@@ -98,7 +88,7 @@ def test_a_calibrated_profile_names_what_it_was_fitted_on(
     subject: Any = None
     fitted, lines = trace_of(requests=1), list[str]()
     taken = figures.take_figures(wishes, rig, None, fitted, tmp_path, None, lines.append)
-    found = figures.keep_calibration(taken, rig, subject, tmp_path)
+    found = figures.keep_calibration(taken, NOTHING, rig, subject, tmp_path)
     assert found.fit_traces == (fitted.content_hash(),)
     assert len(lines) == said
     assert found == read(tmp_path / CALIBRATION, Calibration)
