@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", default="200000,2000000")
     parser.add_argument("--commands", default=",".join(COMMANDS))
+    parser.add_argument("--cost-of", help="the model whose layers cost what those of the trace do")
     given = parser.parse_args()
     print(
         f"{'command':18} {'tokens':>11} {'wall s':>8} {'CPU s':>8} {'tokens/CPU s':>13} {'MiB':>6}"
@@ -86,7 +87,10 @@ def main() -> None:
     for tokens in map(int, given.tokens.split(",")):
         trace = chunked(given.trace, given.folder, tokens)
         for name in given.commands.split(","):
-            wall_s, cpu_s, kib = measure(COMMANDS[name], trace)
+            words = COMMANDS[name]
+            if given.cost_of and words[0] == "simulate":
+                words = (*words, "--cost-of", given.cost_of)
+            wall_s, cpu_s, kib = measure(words, trace)
             print(
                 f"{name:18} {tokens:11,} {wall_s:8.1f} {cpu_s:8.1f} {tokens / cpu_s:13,.0f} "
                 f"{kib / 1024:6.0f}",

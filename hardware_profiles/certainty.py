@@ -104,6 +104,26 @@ def terms(
     return Terms(found)
 
 
+def tier_terms(profile: HardwareProfile, typical: Typical) -> Terms:
+    """Return how sure the copies from further tiers are, of those that there are: nvme, peer."""
+    routes = {"nvme": ("nvme", profile.nvme), "peer": ("link.peer", profile.link.peer)}
+    return Terms(
+        {
+            name: Term(
+                [
+                    _plain(f"{key}.latency", route.latency),
+                    Part(
+                        typical.expert_bytes * _SECOND_NS / route.bandwidth.value[-1].bytes_per_s,
+                        {f"{key}.bandwidth": route.bandwidth},
+                    ),
+                ]
+            )
+            for name, (key, route) in routes.items()
+            if route is not None
+        }
+    )
+
+
 def _plain(key: str, figure: Figure[int], times: int = 1) -> Part:
     return Part(times * figure.value, {key: figure})
 
@@ -124,6 +144,7 @@ def _copy_parts(
         _plain(f"link.{key}.latency", route.latency, copying.pieces_per_expert),
         Part(expert_bytes * _SECOND_NS / rate, {f"link.{key}.bandwidth": route.bandwidth}),
         _plain("copying.overhead", copying.overhead, copying.pieces_per_expert),
+        *([] if copying.start is None else [_plain("copying.start", copying.start)]),
         *(_plain(key, figure) for key, figure in around.items() if figure is not None),
     ]
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from moesim.hardware_profiles import units
 from moesim.hardware_profiles.errors import ProfileError
-from moesim.hardware_profiles.figures import Figure, Nanoseconds, Strict
+from moesim.hardware_profiles.figures import BytesPerSecond, Figure, Nanoseconds, Strict
 
 # Payload of one lane and direction, after line coding (8b/10b up to 2.0, 128b/130b from 3.0).
 _LANE_BYTES_PER_S = {
@@ -151,6 +151,21 @@ class Peer(Route):
     pairs: tuple[tuple[int, int], ...]
 
 
+class Shared(Strict):
+    """What the links of some GPUs cross together, such as a PCIe switch with one link upwards.
+
+    One that all GPUs cross says what the host gives them together; without such a one that is
+    ``host.dram_bandwidth``.
+
+    Attributes:
+        gpus: Whose links, by number.
+        h2d: What they carry together to these GPUs; while fewer ask for less, nobody waits.
+    """
+
+    gpus: tuple[int, ...]
+    h2d: Figure[BytesPerSecond]
+
+
 class Link(Strict):
     """How bytes reach a GPU.
 
@@ -161,6 +176,9 @@ class Link(Strict):
         pageable: To the GPU from memory that is not pinned.
         first_copy: What a copy to the GPU costs more after a pause.
         peer: Between GPUs, where they are joined.
+        peer_pcie: Between any other two GPUs, where the driver lets them copy over PCIe; without
+            it such copies go through the host.
+        shared: What the links of several GPUs share, by name.
     """
 
     pcie: Figure[PcieConnection]
@@ -169,3 +187,5 @@ class Link(Strict):
     pageable: Route
     first_copy: FirstCopy
     peer: Peer | None = None
+    peer_pcie: Route | None = None
+    shared: dict[str, Shared] = Field(default_factory=dict)

@@ -3,6 +3,7 @@
 Every figure is called datasheet without a band, so that what a test sees is arithmetic alone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from moesim.hardware_profiles.runtime_schema import RuntimeProfile
@@ -36,8 +37,20 @@ def round_machine(
     pause_threshold_ns: int = 100_000_000,
     cpu_bytes_per_s: int = 10**11,
     cpu_flop_per_s: int = 10**12,
+    gpus: int = 2,
+    pairs: Sequence[tuple[int, int]] = ((0, 1),),
+    peer_bytes_per_s: int | None = None,
+    peer_latency_ns: int | None = None,
+    shared: Sequence[tuple[Sequence[int], int]] = (),
+    dram_bytes_per_s: int | None = None,
+    nvme_bytes_per_s: int = 10**9,
+    nvme_latency_ns: int = 100_000,
 ) -> HardwareProfile:
-    """Return a machine on which 1 MB takes 100 µs over PCIe, 1 µs in VRAM and 10 µs on the CPU."""
+    """Return a machine on which 1 MB takes 100 µs over PCIe, 1 µs in VRAM and 10 µs on the CPU.
+
+    NVLink is as fast as PCIe unless its own figures are given, and DRAM as the CPU's. ``shared``
+    are GPUs and the bytes/s that their links carry together.
+    """
     link: dict[str, Any] = {"latency": _ns(link_latency_ns), "bandwidth": _rate(link_bytes_per_s)}
     return HardwareProfile.from_tree(
         {
@@ -45,7 +58,7 @@ def round_machine(
             "name": "round",
             "title": "round numbers for tests",
             "sources": _SOURCES,
-            "gpus": 2,
+            "gpus": gpus,
             "gpu": {
                 "name": "round GPU",
                 "vram": [f"{vram_bytes}B", "round"],
@@ -62,18 +75,27 @@ def round_machine(
                 "d2h": link,
                 "pageable": link | {"bandwidth": _rate(pageable_bytes_per_s)},
                 "first_copy": {"extra": _ns(first_copy_extra_ns), "after": _ns(pause_threshold_ns)},
-                "peer": link | {"kind": "nvlink", "pairs": [[0, 1]]},
+                "peer": {
+                    "latency": _ns(link_latency_ns if peer_latency_ns is None else peer_latency_ns),
+                    "bandwidth": _rate(peer_bytes_per_s or link_bytes_per_s),
+                    "kind": "nvlink",
+                    "pairs": [list(pair) for pair in pairs],
+                },
+                "shared": {
+                    f"switch {number}": {"gpus": list(members), "h2d": _rate(most)}
+                    for number, (members, most) in enumerate(shared)
+                },
             },
             "host": {
                 "cpu": "round CPU",
                 "cores": 8,
                 "ram": ["64GiB", "round"],
-                "dram_bandwidth": _rate(cpu_bytes_per_s),
+                "dram_bandwidth": _rate(dram_bytes_per_s or cpu_bytes_per_s),
                 "expert_bandwidth": _rate(cpu_bytes_per_s),
                 "expert_bandwidth_while_copying": _rate(cpu_bytes_per_s // 2),
                 "expert_flops": _flop(cpu_flop_per_s),
             },
-            "nvme": {"latency": _ns(100_000), "bandwidth": _rate(10**9)},
+            "nvme": {"latency": _ns(nvme_latency_ns), "bandwidth": _rate(nvme_bytes_per_s)},
         }
     )
 
@@ -84,6 +106,7 @@ def round_runtime(
     blocking: bool = False,
     pieces_per_expert: int = 1,
     copy_overhead_ns: int = 0,
+    copy_start_ns: int = 0,
     copy_issue_ns: int = 2_000,
     launch_layer_ns: int = 10_000,
     launch_run_ns: int = 5_000,
@@ -137,6 +160,7 @@ def round_runtime(
                 "pieces_per_expert": pieces_per_expert,
                 "issue": _ns(copy_issue_ns),
                 "overhead": _ns(copy_overhead_ns),
+                "start": _ns(copy_start_ns),
                 "window": "16MiB",
             },
             "kernels": {

@@ -67,6 +67,8 @@ class Copying(Strict):
         issue: Host time for each piece.
         overhead: Time for which the copy engine stands still around each piece, beyond the link's
             latency.
+        start: From the host's call until the bytes move, where the engine stood still; absent where
+            it was not measured.
         window: Bytes of prefetches handed over ahead; what was handed over is irrevocable.
     """
 
@@ -75,6 +77,7 @@ class Copying(Strict):
     pieces_per_expert: Count
     issue: Figure[Nanoseconds]
     overhead: Figure[Nanoseconds]
+    start: Figure[Nanoseconds] | None = None
     window: Bytes
 
 

@@ -143,6 +143,13 @@ class HardwareProfile(ProfileFile):
                     f"link.peer.pairs: expected two different GPUs of 0 to {self.gpus - 1}, "
                     f"got {list(pair)}"
                 )
+        for name, part in self.link.shared.items():
+            gpus = part.gpus
+            if len(set(gpus)) != len(gpus) or not all(0 <= gpu < self.gpus for gpu in gpus):
+                raise ProfileError(
+                    f"link.shared.{name}.gpus: expected different GPUs of 0 to {self.gpus - 1}, "
+                    f"got {list(gpus)}"
+                )
         return self
 
 

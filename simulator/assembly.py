@@ -11,9 +11,14 @@ import numpy as np
 from moesim.simulator import registry
 from moesim.simulator.controller import Controller
 from moesim.simulator.foresight import RecordedFuture, popularity, transitions
-from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs, RunInfo
+from moesim.simulator.gpus_plan import GpuPlan
+from moesim.simulator.policies.base import UNLIMITED_BYTES, CachePolicy, Costs, RunInfo
 from moesim.simulator.registry import Axis, PolicySpec
+from moesim.simulator.tiers import Shelves
+from moesim.simulator.tiers_plan import TierPlan
 from moesim.traces import RoutingTrace
+
+_CACHE: tuple[Axis, ...] = ("cache",)
 
 
 def build_policies(
@@ -71,6 +76,25 @@ def build_policies(
     return runs, built
 
 
+def build_shelves(tiers: TierPlan, *, seed: int, **told: Any) -> Shelves:  # noqa: ANN401  as it is
+    """Return the shelves of a run's tiers, with fresh policies and random streams of their own.
+
+    Args:
+        tiers: Which there are.
+        seed: As for `assemble`.
+        told: What `build_policies` takes but policies, room, seed and axes.
+    """
+
+    def build(policy: PolicySpec, room_bytes: int, number: int) -> tuple[RunInfo, CachePolicy]:
+        own_seed = int(np.random.SeedSequence([seed, number + 1]).generate_state(1)[0])
+        runs, built = build_policies(
+            {"cache": policy}, budget_bytes=room_bytes, seed=own_seed, axes=_CACHE, **told
+        )
+        return runs["cache"], built["cache"]
+
+    return tiers.shelves(build)
+
+
 def assemble(
     policies: Mapping[Axis, PolicySpec],
     *,
@@ -84,6 +108,8 @@ def assemble(
     profile_trace: RoutingTrace | None = None,
     future: RecordedFuture | None = None,
     kv_bytes: int = UNLIMITED_BYTES,
+    tiers: TierPlan | None = None,
+    gpus: GpuPlan | None = None,
     keep_log: bool = False,
 ) -> Controller:
     """Return a fresh controller; that the run can grant what the policies need was checked before.
@@ -100,20 +126,21 @@ def assemble(
         profile_trace: Another recording of the same model, for offline-profiled policies.
         future: The demands to come, for those that may see them.
         kv_bytes: Room for the KV caches of all requests together.
+        tiers: Where experts lie that are not in VRAM; None puts them all in RAM.
+        gpus: How experts are spread over several GPUs; None if there is one.
         keep_log: Whether the controller keeps every call.
     """
-    runs, built = build_policies(
-        policies,
-        experts=experts,
-        top_k=top_k,
-        sizes_L=sizes_L,
-        budget_bytes=budget_bytes,
-        costs=costs,
-        seed=seed,
-        profile_trace=profile_trace,
-        future=future,
-        kv_bytes=kv_bytes,
-    )
+    told: dict[str, Any] = {
+        "experts": experts,
+        "top_k": top_k,
+        "sizes_L": sizes_L,
+        "costs": costs,
+        "seed": seed,
+        "profile_trace": profile_trace,
+        "future": future,
+        "kv_bytes": kv_bytes,
+    }
+    runs, built = build_policies(policies, budget_bytes=budget_bytes, **told)
     return Controller(
         runs["cache"],
         built["cache"],
@@ -121,4 +148,6 @@ def assemble(
         built["schedule"],
         window_bytes=window_bytes,
         keep_log=keep_log,
+        shelves=None if tiers is None else build_shelves(tiers, **told),
+        gpus=gpus,
     )

@@ -16,8 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moesim.simulator.books import open_books
-from moesim.simulator.errors import CapabilityError, MoesimError, PolicyError, ProtocolError
+from moesim.simulator.errors import (
+    BudgetError,
+    CapabilityError,
+    MoesimError,
+    PolicyError,
+    ProtocolError,
+)
 from moesim.simulator.forming import Forming
+from moesim.simulator.gpus_plan import GpuPlan
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import (
     Answered,
@@ -42,6 +49,7 @@ from moesim.simulator.messages import (
     facts_one_by_one,
 )
 from moesim.simulator.policies.base import (
+    UNLIMITED_BYTES,
     CachePolicy,
     PrefetchPolicy,
     RunInfo,
@@ -49,6 +57,8 @@ from moesim.simulator.policies.base import (
     overrides,
 )
 from moesim.simulator.prefetching import Prefetching
+from moesim.simulator.tiers import Shelves
+from moesim.simulator.trading import Lender
 from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
 
 
@@ -58,6 +68,7 @@ class Controller:
     Attributes:
         counts: The decisions so far.
         residency: Who has room in VRAM.
+        shelves: Who has room in the tiers between VRAM and the one that has everything, if any.
         log: Every call as (facts, now_ns, commands), if asked for; a fresh controller fed the facts
             gives the same commands.
     """
@@ -71,14 +82,17 @@ class Controller:
         *,
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         keep_log: bool = False,
+        shelves: Shelves | None = None,
+        gpus: GpuPlan | None = None,
     ) -> None:
         self.counts = Counts()
         self.log: list[tuple[list[Fact], int, list[Command]]] | None = [] if keep_log else None
+        self.shelves = shelves
         self._run = run
         self._experts = run.experts
         self._cache = cache
         self._schedule = schedule
-        books = open_books(run, cache, schedule, self.counts, window_bytes)
+        books = open_books(run, cache, schedule, self.counts, window_bytes, shelves, gpus)
         self.residency, self._view, self._queue, self._out, self._transfers, self._events = books
         self._wishes = self._queue.wishes
         self._prefetching = Prefetching(
@@ -89,10 +103,22 @@ class Controller:
             view=self._view,
             out=self._out,
         )
-        self._forming = Forming(schedule, view=self._view, out=self._out)
+        self._lender = Lender(cache, self.residency, self._transfers, self._view, self._out)
+        self._forming = Forming(schedule, view=self._view, out=self._out, lender=self._lender)
         self._rebalances = overrides(cache, CachePolicy, "rebalance")
         self._splits = overrides(cache, CachePolicy, "repartition")
         self._cache_asks = overrides(cache, CachePolicy, "asks")
+        if schedule.least_slots() is not None:
+            if self._prefetching.acts or self._rebalances:
+                raise CapabilityError(
+                    "kv=elastic: what is copied ahead may still be on its way to a slot that goes; "
+                    "take --prefetch none and a cache without rebalancing"
+                )
+            if run.kv_bytes == UNLIMITED_BYTES:
+                raise CapabilityError(
+                    "kv=elastic: KV caches are counted where requests arrive; add --arrivals"
+                )
+            self._lender.check()
         self._asked_by_cache: set[int] = set()  # and not answered
         self._asks_of_cache: set[str] = set()  # their names so far
         self._step_open = False
@@ -117,12 +143,17 @@ class Controller:
         room = {id(pool): pool.capacity_bytes for pool in self.residency.caches}
         chosen = []
         for expert in dict.fromkeys(self._cache.initial()):
-            pool = self.residency.cache_L[expert // self._experts]
+            pool = self.residency.cache_of(expert)
             size = self.residency.size(expert)
             if 0 < size <= room[id(pool)]:
                 room[id(pool)] -= size
                 chosen.append(expert)
         return tuple(chosen)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of results must know of how room was shared."""
+        return [*self.residency.notes, *self._lender.notes]
 
     @property
     def lossy(self) -> frozenset[str]:
@@ -254,10 +285,17 @@ class Controller:
     # The rest
 
     def _budget_changed(self, fact: BudgetChanged) -> None:
-        raise CapabilityError(
-            f"the expert budget changed to {fact.budget_bytes} bytes during a run; this controller "
-            "keeps the budget it began with"
-        )
+        if self._step_open:
+            raise ProtocolError("the expert budget changed in the middle of a step")
+        self._lender.check()
+        slot_bytes = self._lender.slot_bytes
+        slots = fact.budget_bytes // slot_bytes
+        if slots < self._run.top_k:
+            raise BudgetError(
+                f"the expert budget changed to {fact.budget_bytes} bytes, which do not hold the "
+                f"{self._run.top_k} experts of one token; leave {self._run.top_k * slot_bytes}"
+            )
+        self._lender.resize(slots)
 
     def _timer_fired(self, fact: TimerFired) -> None:
         raise ProtocolError(f"timer {fact.n} fired but none was set")

@@ -10,7 +10,8 @@ from fractions import Fraction
 from typing import Any, Literal, Self
 
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
-from moesim.hardware_profiles.certainty import Typical, terms
+from moesim.hardware_profiles.bands import Terms
+from moesim.hardware_profiles.certainty import Typical, terms, tier_terms
 from moesim.hardware_profiles.figures import Kind
 from moesim.hardware_profiles.link import Route
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
@@ -56,7 +57,7 @@ class CostModel:
         slow_down_ppm: By how much kernels are longer while copies run; see `slowed_ns`.
         run_while_copying_ns: What a run of experts takes on top then.
         run_after_copy_ns: From a copy's end until a run that waits for it begins.
-        pause_threshold_ns: A copy that begins after the link idled this long is `after_pause`.
+        pause_threshold_ns: A copy that begins after the link idled longer takes longer.
         window_bytes: Default of the run's window of prefetches handed over.
         copies_block_host: The host waits for the end of each copy.
         decides_on: The processor that `decision_ns` occupies.
@@ -134,7 +135,7 @@ class CostModel:
         experts: dict[CostLayer, dict[int, int]] = {}
         self._attention_memos = [attention.setdefault(layer, {}) for layer in shape.layers]
         self._expert_memos = [experts.setdefault(layer, {}) for layer in shape.layers]
-        self._copy_memo: dict[tuple[int, str, bool], int] = {}
+        self._copy_memo: dict[tuple[int, str, int], int] = {}
         self.terms = terms(profile, runtime, _typical(shape), looks_ahead=looks_ahead)
         self.evidence: Kind = self.terms.evidence
         self.band = self.terms.band
@@ -174,7 +175,7 @@ class CostModel:
             return self
         return type(self)(self.profile, self.runtime, self.shape, looks_ahead=True)
 
-    def copy_ns(self, nbytes: int, kind: CopyKind = "h2d", *, after_pause: bool = False) -> int:
+    def copy_ns(self, nbytes: int, kind: CopyKind = "h2d", *, idle_ns: int = 0) -> int:
         """Return how long one copy occupies its engine.
 
         A runtime that keeps an expert in several pieces makes several copies of one command: each
@@ -184,26 +185,34 @@ class CostModel:
             nbytes: Size of the copy.
             kind: h2d is the runtime's way of bringing experts to the GPU (pinned or pageable);
                 nvme is from disk to RAM.
-            after_pause: Whether the link idled for `pause_threshold_ns` or more (h2d only).
+            idle_ns: How long the engine stood still before (h2d only): at all, or for more than
+                `pause_threshold_ns`.
 
         Raises:
             CapabilityError: If the machine has no such link.
         """
-        key = (nbytes, kind, after_pause)
+        idles = (idle_ns > 0) + (idle_ns > self.pause_threshold_ns)
+        key = (nbytes, kind, idles)
         known = self._copy_memo.get(key)
         if known is None:
-            known = self._copy_memo[key] = to_ns(self._copy(nbytes, kind, after_pause=after_pause))
+            known = self._copy_memo[key] = to_ns(self._copy(nbytes, kind, idles))
         return known
 
-    def _copy(self, nbytes: int, kind: CopyKind, *, after_pause: bool) -> Fraction:
+    def _copy(self, nbytes: int, kind: CopyKind, idles: int) -> Fraction:
         pieces = self.runtime.copying.pieces_per_expert if kind in ("h2d", "peer") else 1
         route = self._route(kind)
         time_ns = pieces * route.time_ns(Fraction(nbytes, pieces))
         if kind == "h2d":
             time_ns += pieces * self.runtime.copying.overhead.value
-            if after_pause:
+            if idles and self.runtime.copying.start is not None:
+                time_ns += self.runtime.copying.start.value
+            if idles > 1:
                 time_ns += self.profile.link.first_copy.extra.value
         return time_ns
+
+    def read_ns(self, nbytes: int) -> int:
+        """Return how long one read from NVMe into RAM takes."""
+        return self.copy_ns(nbytes, "nvme")
 
     def _route(self, kind: CopyKind) -> Route:
         link = self.profile.link
@@ -216,6 +225,26 @@ class CostModel:
                 f"machine {self.profile.name!r} has no {kind} copies; add {where} to its profile"
             )
         return route
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's activations."""
+        return self.shape.hidden * _ACTIVATION_BYTES
+
+    def exchange_ns(self, src: int, dst: int, rows: int) -> int:
+        """Return how long activations of so many rows travel from one GPU to another.
+
+        Over the link that joins the two, else over PCIe: from one to the other where the driver
+        allows it, else through pinned memory of the host, which the receiving kernel reads.
+        """
+        link, nbytes = self.profile.link, Fraction(rows * self.row_bytes)
+        if link.peer is not None and (
+            (src, dst) in link.peer.pairs or (dst, src) in link.peer.pairs
+        ):
+            return to_ns(link.peer.time_ns(nbytes))
+        if link.peer_pcie is not None:
+            return to_ns(link.peer_pcie.time_ns(nbytes))
+        return to_ns(link.d2h.time_ns(nbytes) + link.h2d.time_ns(nbytes))
 
     def attention_ns(
         self,
@@ -363,7 +392,7 @@ class CostModel:
 
     def activation_ns(self, tokens: int) -> int:
         """Return how long the activations of `tokens` tokens travel to the host, or back."""
-        return self.copy_ns(tokens * self.shape.hidden * _ACTIVATION_BYTES, "d2h")
+        return self.copy_ns(tokens * self.row_bytes, "d2h")
 
     def product_cpu_ns(self, layer: int, tokens: int, *, while_copying: bool = False) -> int:
         """Return how long the products of one expert keep the CPU busy, without the round trip."""
@@ -397,6 +426,10 @@ class CostModel:
         if is_prompt:
             return self._launch_prompt_run_ns + experts * self._launch_prompt_expert_ns
         return self._launch_run_ns + experts * self._launch_per_expert_ns
+
+    def move_ns(self, nbytes: int) -> int:
+        """Return GPU time to move bytes in its own memory: they are read and written."""
+        return to_ns(2 * nbytes * self._byte_ns)
 
     def copy_issue_ns(self, copies: int) -> int:
         """Return host time to hand over `copies` copies and record the end of each."""
@@ -432,11 +465,17 @@ class CostModel:
 
     def evidence_for(self, busy_ns: Mapping[str, int]) -> Kind:
         """Return the weakest evidence behind a run of these busy times; see `Terms`."""
-        return self.terms.evidence_for(busy_ns)
+        return self._terms_of(busy_ns).evidence_for(busy_ns)
 
     def band_for(self, busy_ns: Mapping[str, int]) -> float:
         """Return the relative band of a run of these busy times; see `Terms`."""
-        return self.terms.band_for(busy_ns)
+        return self._terms_of(busy_ns).band_for(busy_ns)
+
+    def _terms_of(self, busy_ns: Mapping[str, int]) -> Terms:
+        """Return the terms that count in a run: those of tiers only where it used them."""
+        if not (busy_ns.get("nvme") or busy_ns.get("peer")):
+            return self.terms
+        return Terms({**self.terms, **tier_terms(self.profile, _typical(self.shape))})
 
 
 def _row(decision: Decision) -> tuple[int, int, int]:

@@ -102,6 +102,7 @@ class Step:
         contexts: Positions that each request attends to, new ones included.
         context_tokens: Their sum.
         pairs: (query, key) pairs of attention, each new token with all up to itself.
+        spans: Which rows of each request it takes, from begin to end.
         tokens_out: How many tokens each request gets.
     """
 
@@ -114,6 +115,7 @@ class Step:
         self.tokens_out = tuple([int(part.rows.gives_token) for part in parts])
         self.contexts = tuple([part.rows.context_tokens for part in parts])
         self.context_tokens = sum(self.contexts)
+        self.spans = tuple([part.rows[:2] for part in parts])
         self.tokens = self.pairs = 0
         for _, (begin, end, _, context_tokens, _), _ in parts:
             tokens = end - begin

@@ -14,7 +14,8 @@ class Distance:
     """By how much a run is longer than its bound, and why; the parts add up to it exactly.
 
     What host and kernels do beyond their floors may hide behind other work: these two parts are the
-    most that they can account for, in that order, and waiting is what nobody accounts for.
+    most that they can account for, in that order, once idle time is counted off, and waiting is
+    what nobody accounts for.
 
     Attributes:
         gap_ns: Span minus the bound on it.
@@ -22,6 +23,7 @@ class Distance:
             those that must be: what moving more than necessary costs where nothing hides it.
         host_ns: Work of the host beyond its floor: decisions, launches, issues of more copies.
         contention_ns: What kernels lost because copies ran beside them.
+        idle_ns: Nobody was there to be served, or who was there was not let in.
         waiting_ns: The rest: copies that began too late, work that waited for its turn.
     """
 
@@ -29,6 +31,7 @@ class Distance:
     transfer_ns: int
     host_ns: int
     contention_ns: int
+    idle_ns: int
     waiting_ns: int
 
 
@@ -47,6 +50,8 @@ def split(timings: Timings, limit: Bounds) -> Distance:
             f"{limit.actions}: {its_bytes_ns} ns and {limit.bytes_min} bytes"
         )
     left_ns = timings.span_ns - its_bytes_ns
+    idle_ns = min(left_ns, timings.idle_ns)
+    left_ns -= idle_ns
     extra_ns = timings.host_busy_ns - limit.host_floor_ns
     if limit.decides_on_gpu:
         extra_ns += timings.decision_ns
@@ -58,5 +63,6 @@ def split(timings: Timings, limit: Bounds) -> Distance:
         transfer_ns=its_bytes_ns - limit.span_ns,
         host_ns=host_ns,
         contention_ns=contention_ns,
+        idle_ns=idle_ns,
         waiting_ns=left_ns - contention_ns,
     )

@@ -45,6 +45,15 @@ def replay_compiled(
             "engine compiled serves recorded requests one after another; with --arrivals use "
             "--engine clock"
         )
+    if run.tiers is not None:
+        raise CapabilityError(
+            "engine compiled copies all experts from RAM; where some lie on NVMe or in another "
+            "GPU's VRAM use --engine clock"
+        )
+    if run.gpus is not None:
+        raise CapabilityError(
+            f"engine compiled knows one GPU; with --gpus {run.gpus.gpus} use --engine clock"
+        )
     check_policies(run.policies)
     from moesim.simulator.compiled.running import replay  # noqa: PLC0415  numba takes 0.4 s
 

@@ -133,6 +133,10 @@ class Sums:
         """Return the floor of all steps."""
         return self.between(0, len(self._sum_S6) - 1)
 
+    def weighted(self, weight_S: Ints) -> Floor:
+        """Return the sum of the steps' floors, each as often as its weight says."""
+        return Floor(*(weight_S @ np.diff(self._sum_S6, axis=0)).tolist())
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -188,13 +192,20 @@ class StepFloors:
         for number, layer in enumerate(costs.shape.layers):
             first.setdefault(layer, number)
         alike = [(first[layer], count) for layer, count in Counter(costs.shape.layers).items()]
-        met_S2 = np.stack([demands.tokens_S, demands.context_S], axis=1)
-        different, which_S = np.unique(met_S2, axis=0, return_inverse=True)
-        head_ns = costs.head_ns(1)
-        dense = [
-            head_ns + sum(count * costs.attention_ns(layer, *step) for layer, count in alike)
-            for step in different.tolist()
-        ]
+        columns_S = [demands.tokens_S, demands.context_S]
+        if demands.together is not None:
+            columns_S += demands.together
+        different, which_S = np.unique(np.stack(columns_S, axis=1), axis=0, return_inverse=True)
+        dense = []
+        for tokens, context, *rest in different.tolist():
+            requests, pairs, given = rest or (1, None, 1)
+            dense.append(
+                costs.head_ns(max(1, given))
+                + sum(
+                    count * costs.attention_ns(layer, tokens, context, requests, pairs)
+                    for layer, count in alike
+                )
+            )
         return np.array(dense, np.int64)[which_S.ravel()]
 
     def _new_event(self, layer: int, tokens: tuple[int, ...]) -> Event:

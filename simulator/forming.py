@@ -1,8 +1,11 @@
 """Which requests wait and run, and which of them form the next step.
 
 The schedule policy chooses; it is offered who has arrived and not ended, and may not give more KV
-cache away than there is. A request holds what it reserves from its first step to its end.
+cache away than there is. A request holds what it reserves from its first step to its end. Where
+the policy says so, experts lend room to KV caches as requests begin and take back what is spare.
 """
+
+from collections.abc import Sequence
 
 from moesim.simulator.errors import PolicyError, ProtocolError
 from moesim.simulator.messages import (
@@ -13,6 +16,7 @@ from moesim.simulator.messages import (
     Wait,
 )
 from moesim.simulator.policies.base import Request, SchedulePolicy, Turn, View
+from moesim.simulator.trading import Lender
 from moesim.simulator.transfers import Outbox
 
 
@@ -23,11 +27,15 @@ class Forming:
         may_form: Whether something has happened since the last answer that could change it.
     """
 
-    def __init__(self, schedule: SchedulePolicy, *, view: View, out: Outbox) -> None:
+    def __init__(
+        self, schedule: SchedulePolicy, *, view: View, out: Outbox, lender: Lender
+    ) -> None:
         self.may_form = False
         self._schedule = schedule
         self._view = view
         self._out = out
+        self._lender = lender
+        self._least_slots = schedule.least_slots()
         self._waiting: list[int] = []
         self._running: list[int] = []
         self._prompt_taken: dict[int, int] = {}  # in the step under way
@@ -64,17 +72,18 @@ class Forming:
 
     def form(self) -> None:
         """Ask for the next step, and command it."""
+        if self._least_slots is not None:
+            self._view.kv_lendable_bytes = self._lender.lendable_bytes(self._least_slots)
         chosen = self._schedule.form(self._waiting, self._running, self._view)
         turns = [turn if isinstance(turn, Turn) else Turn(turn) for turn in chosen]
         self.may_form = False
         self._check(turns)
         if not turns:
+            self._take_back()
             self._out.commands.append(Wait())
             return
         requests, chunks = zip(*turns, strict=True)
-        for request in requests:
-            if request not in self._running:
-                self._admit(request)
+        self._admit([request for request in requests if request not in self._running])
         for request, chunk in turns:
             left = self._view.requests[request].prompt_left
             self._prompt_taken[request] = left if chunk is None else min(chunk, left)
@@ -89,18 +98,29 @@ class Forming:
             known.tokens_out += tokens
         self.may_form = True
 
-    def _admit(self, request: int) -> None:
+    def _admit(self, requests: Sequence[int]) -> None:
+        """Let requests begin."""
         view = self._view
-        known = view.requests[request]
-        if known.kv_bytes > view.kv_free_bytes:
+        missing_bytes = sum(view.requests[n].kv_bytes for n in requests) - view.kv_free_bytes
+        if missing_bytes > view.kv_lendable_bytes:
             raise PolicyError(
-                f"{self._name} begins request {request}, whose KV cache takes {known.kv_bytes} "
-                f"bytes; {view.kv_free_bytes} are free (view.kv_free_bytes)"
+                f"{self._name} begins requests {list(requests)}, whose KV caches take "
+                f"{missing_bytes + view.kv_free_bytes} bytes; {view.kv_free_bytes} are free "
+                f"(view.kv_free_bytes) and {view.kv_lendable_bytes} would be lent"
             )
-        view.kv_free_bytes -= known.kv_bytes
-        known.began_ns = view.now_ns
-        self._waiting.remove(request)
-        self._running.append(request)
+        if missing_bytes > 0:
+            self._lender.lend(missing_bytes)
+        for request in requests:
+            known = view.requests[request]
+            view.kv_free_bytes -= known.kv_bytes
+            known.began_ns = view.now_ns
+            self._waiting.remove(request)
+            self._running.append(request)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        if self._least_slots is not None:
+            self._lender.take_back()
 
     def _check(self, turns: list[Turn]) -> None:
         requests = [turn.request for turn in turns]

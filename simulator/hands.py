@@ -29,12 +29,39 @@ from moesim.simulator.terms import GPU, RAM, Phase, Place, Tier
 
 _MEMO_ENTRIES = 4096
 
+_ENGINES: Mapping[str, CopyKind] = {
+    "h2d": "h2d",
+    "d2h": "d2h",
+    "peer": "peer",
+    "peer_out": "peer",
+    "nvme": "nvme",
+}
+"""The copy engines, and what the copies of each cost; ``peer_out`` is the way to another GPU."""
+
 
 class SizeOf(Protocol):
     """Bytes of an expert part."""
 
     def __call__(self, expert: int, part: int, /) -> int:
         """Return the bytes of one part of an expert."""
+        ...
+
+
+class Streams(Protocol):
+    """One compute stream, or those of several GPUs."""
+
+    @property
+    def free_ns(self) -> int:
+        """When the last kernel whose times are certain ends."""
+        ...
+
+    @property
+    def looks_at_ns(self) -> int | None:
+        """When there is something to look at."""
+        ...
+
+    def settle(self, nothing_before_ns: int, until: int | None = None) -> None:
+        """Begin the kernels in turn as far as that is certain; see `Gpu.settle`."""
         ...
 
 
@@ -52,7 +79,7 @@ class Hands:
 
     Attributes:
         free_ns: When the host has issued all that it was told to.
-        gpu: The compute stream.
+        gpu: The compute stream on which attention and routers run.
         cpu: The workers that compute experts.
         answerer: Whoever answers asks; ``asks`` holds those without an answer.
         copying: The copy engines in use.
@@ -96,19 +123,19 @@ class Hands:
         self._run_ns: dict[tuple[int, tuple[int, ...], int], int] = {}
         self._each_ns: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         self._unnamed = 0  # kernels that no command can name have numbers below zero
+        self._inputs: tuple[int, ...] = ()  # what the next attention waits for on other GPUs
         self._ends: Ends = {}
         self.waiting: list[Server] = []
         slows = costs.copies_slow_kernels
         engines: dict[str, Server] = {}
-        kinds: tuple[CopyKind, ...] = ("h2d", "d2h", "peer", "nvme")
-        for kind in kinds:
-            engines[kind] = Server(
-                kind,
-                _copy_ns(costs, kind),
+        for name, kind in _ENGINES.items():
+            engines[name] = Server(
+                name,
+                copy_times(costs, kind),
                 self._ends,
                 self.waiting,
                 spans,
-                is_observed=slows and kind == "h2d",
+                is_observed=slows and name == "h2d",
             )
         self._engines = engines
         self._h2d = engines["h2d"]
@@ -120,19 +147,28 @@ class Hands:
             Runs: self._run_each,
             Copy: self._copy,
             Copies: self._copy_all,
-            Move: self._copy,
+            Move: self._move,
             LayerDone: self._close_layer,
             FormStep: self._note_form,
             Ask: self._ask,
             WakeAt: self._set_timer,
         }
-        self.gpu = Gpu(
-            self._h2d,
+        self.gpu = self._new_gpu(self._h2d, "gpu")
+        self._gpu_of = [self.gpu]
+        self._streams: Streams = self.gpu
+
+    def _new_gpu(self, link: Server, name: str) -> Gpu:
+        """Return a compute stream beside whose kernels a link copies."""
+        costs = self._costs
+        slows = costs.copies_slow_kernels
+        return Gpu(
+            link,
             (lambda ns, is_run: costs.slowed_ns(ns, is_run=is_run)) if slows else None,
             costs.run_after_copy_ns,
             self._ends,
             self.waiting,
-            spans,
+            self._spans,
+            name,
         )
 
     # Obeying
@@ -168,6 +204,15 @@ class Hands:
             self._check_named(after)
         engine.submit(n, command, self._expert_bytes(expert, part), self.free_ns, after)
 
+    def _move(self, command: Move) -> None:
+        n, expert, part, src, dst, after = command
+        if src.device != dst.device or src.tier is not dst.tier:
+            self._copy(command)
+            return
+        ns = self._costs.move_ns(self._expert_bytes(expert, part))
+        self.free_ns += self._issue_ns
+        self._gpu_of[dst.device].submit(n, Kind.MOVE, command, ns, self.free_ns, after)
+
     def _run(self, command: Run) -> None:
         n, experts, tokens, device, after, part = command
         costs = self._costs
@@ -181,7 +226,7 @@ class Hands:
                 size = self._expert_bytes(experts[0], part)
                 share_ppm = WHOLE_PPM * size // costs.shape.layers[layer].expert_bytes
             ns = self._expert_ns(layer, tokens, share_ppm)
-            self.gpu.submit(n, Kind.EXPERTS, command, ns, self.free_ns, after)
+            self._gpu_of[device.number].submit(n, Kind.EXPERTS, command, ns, self.free_ns, after)
         else:
             ns = costs.experts_cpu_ns(layer, tokens)
             self.cpu.submit(n, command, ns, self.free_ns, after)
@@ -265,10 +310,10 @@ class Hands:
             ns = costs.attention_ns(
                 layer, step.tokens, step.context_tokens, len(step.requests), step.pairs
             )
-            self.gpu.submit(self.launched, Kind.DENSE, layer, ns, self.free_ns)
+            self.gpu.submit(self.launched, Kind.DENSE, layer, ns, self.free_ns, self._inputs)
         else:
             ns = costs.head_ns(sum(step.tokens_out) or 1)
-            self.gpu.submit(self.launched, Kind.HEAD, "head", ns, self.free_ns)
+            self.gpu.submit(self.launched, Kind.HEAD, "head", ns, self.free_ns, self._inputs)
 
     def decide_on_gpu(self, ns: int) -> None:
         """Have the GPU busy with a decision."""
@@ -279,13 +324,13 @@ class Hands:
 
     def settle(self, now_ns: int) -> None:
         """See what has become certain by a time, or by what was issued ahead of it."""
-        self.gpu.settle(max(now_ns, self.free_ns))
+        self._streams.settle(max(now_ns, self.free_ns))
 
     def commit(self, n: int) -> int:
         """Return when a job ends, now that the host hands over nothing more before that."""
         ends_ns = self._ends[n]
         if ends_ns is None:
-            self.gpu.settle(FOREVER, n)
+            self._streams.settle(FOREVER, n)
             ends_ns = self._ends[n]
             assert ends_ns is not None
         return ends_ns
@@ -315,7 +360,7 @@ class Hands:
                 at_ns = server.next_end_ns()
                 if at_ns is not None and now_ns < at_ns < found_ns:
                     found_ns = at_ns
-        at_ns = self.gpu.looks_at_ns
+        at_ns = self._streams.looks_at_ns
         if at_ns is not None and now_ns < at_ns < found_ns:
             found_ns = at_ns
         if self.timers:
@@ -332,9 +377,9 @@ class Hands:
 
     def drain(self) -> int:
         """Let everything that was handed over end, and return when that is."""
-        self.gpu.settle(FOREVER)
+        self._streams.settle(FOREVER)
         servers = (self.cpu, self.answerer, *self._engines.values())
-        return max(self.gpu.free_ns, *(server.free_ns for server in servers))
+        return max(self._streams.free_ns, *(server.free_ns for server in servers))
 
     def measure(self, timings: Timings) -> None:
         """Enter what the machine did."""
@@ -356,15 +401,16 @@ class Hands:
                 raise ProtocolError(f"a command waits for {n}, which was not handed over")
 
 
-def _copy_ns(costs: CostModel, kind: CopyKind) -> Callable[[int, int], int]:
+def copy_times(costs: CostModel, kind: CopyKind) -> Callable[[int, int], int]:
     """Return the duration of a copy from its bytes and the idle time before it."""
-    known: dict[tuple[int, bool], int] = {}
+    known: dict[int, int] = {}
 
     def duration_ns(size: int, idle_ns: int) -> int:
-        key = size, idle_ns > costs.pause_threshold_ns
-        ns = known.get(key)
+        if idle_ns:
+            return costs.copy_ns(size, kind, idle_ns=idle_ns)
+        ns = known.get(size)
         if ns is None:
-            ns = known[key] = costs.copy_ns(size, kind, after_pause=key[1])
+            ns = known[size] = costs.copy_ns(size, kind)
         return ns
 
     return duration_ns
@@ -375,5 +421,5 @@ def _engine_of(src: Place, dst: Place) -> str:
     if Tier.NVME in (src.tier, dst.tier):
         return "nvme"
     if src.tier is Tier.VRAM and dst.tier is Tier.VRAM:
-        return "peer"
+        return "peer_out" if dst.device else "peer"
     return "h2d" if dst.tier is Tier.VRAM else "d2h"

@@ -10,12 +10,15 @@ Ties: a job that ends at the instant of a poll has ended; departures come before
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from moesim.simulator.choices import tokens_of
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Step, Workload
 from moesim.simulator.errors import ProtocolError
+from moesim.simulator.gpus_hands import GpusHands
+from moesim.simulator.gpus_plan import GpuPlan
 from moesim.simulator.hands import Hands, SizeOf
 from moesim.simulator.ledger import RequestTimes, Timings
 from moesim.simulator.machine import FOREVER, Span
@@ -37,6 +40,7 @@ from moesim.simulator.messages import (
     count_commands,
 )
 from moesim.simulator.serving.desk import Desk, Terms
+from moesim.simulator.terms import Device
 
 _new = tuple.__new__  # half the time of CopiesEnded(...), which is Python
 
@@ -75,6 +79,7 @@ class Host(ABC):
         terms: On which terms requests are served; None serves whoever comes.
         on_request: Takes the times of each request that has ended, which are then not kept.
         splits: Whether experts run in parts.
+        gpus: How the run is spread over several GPUs; None if there is one.
 
     Attributes:
         now_ns: The present.
@@ -98,6 +103,7 @@ class Host(ABC):
         terms: Terms | None = None,
         on_request: Callable[[RequestTimes], None] | None = None,
         splits: bool = False,
+        gpus: GpuPlan | None = None,
     ) -> None:
         self.now_ns = 0
         self.timings = Timings()
@@ -111,7 +117,8 @@ class Host(ABC):
         self._on_step = on_step
         self._decides_on_host = costs.decides_on == "host"
         self._reading_ns = costs.sync_ns + costs.poll_ns
-        self._hands = Hands(
+        self._gpus = gpus
+        self._hands = (Hands if gpus is None else partial(GpusHands, gpus))(
             costs,
             workload.layers,
             workload.experts,
@@ -159,7 +166,9 @@ class Host(ABC):
             elif hands.timers or hands.asks:
                 self._wait_and_tell()
             elif self._desk.next_ns is not None:
+                since_ns = self.now_ns
                 self._wait_for_arrival()
+                self.timings.idle_ns += self.now_ns - since_ns
             else:
                 break
         last_ns = hands.drain()
@@ -177,7 +186,8 @@ class Host(ABC):
         for layer in range(self._workload.layers):
             self._await_kernel()
             facts = self._poll()
-            facts.append(step.routed(layer))
+            routed = step.routed(layer)
+            facts.append(routed if self._gpus is None else self._spread(routed, self._gpus))
             hands.layer_done = -1
             self._tell(facts)
             while hands.layer_done != layer:
@@ -186,6 +196,12 @@ class Host(ABC):
                 self._wait_and_tell()
         self._await_kernel()
         self._end_step(step)
+
+    def _spread(self, fact: LayerRouted, gpus: GpuPlan) -> LayerRouted:
+        """Return what a router has chosen with its GPU named, and let the hands know of it."""
+        assert isinstance(self._hands, GpusHands)
+        self._hands.foresee(tokens_of(fact.experts))
+        return fact._replace(device=Device("gpu", gpus.router_L[fact.layer]))
 
     def _end_step(self, step: Step) -> None:
         facts = self._poll()
@@ -239,10 +255,11 @@ class Host(ABC):
     def _wait_for_arrival(self) -> None:
         """Idle until a request arrives, or until something ends that the controller listens to."""
         arrives_ns = self._desk.next_ns
-        if arrives_ns is None or arrives_ns <= self.now_ns or self._controller.listens:
+        if arrives_ns is None or self._controller.listens:
             self._wait_and_tell()
             return
-        self._pass(arrives_ns - self.now_ns)
+        if arrives_ns > self.now_ns:
+            self._pass(arrives_ns - self.now_ns)
         if facts := self._poll():
             self._tell(facts)
 

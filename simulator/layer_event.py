@@ -117,6 +117,7 @@ class LayerEvents:
         if fact.n not in self._cpu_runs:
             raise ProtocolError(f"CPU run {fact.n} ended but was not under way")
         self._cpu_runs.discard(fact.n)
+        self._transfers.cpu_run_ended(fact.n)
         if not self._cpu_runs and self.open_layer >= 0:
             self._out.commands.append(LayerDone(self.open_layer))
             self.open_layer = -1
@@ -247,20 +248,21 @@ class LayerEvents:
         out.commands.append(order)
 
     def _run_on_cpu(self, group: Group, demand: Demand) -> None:
-        """Hand over a CPU run."""
-        device, experts, _ = group
-        if not experts:
+        """Hand over a CPU run, or several where some experts must be read into RAM first."""
+        if not group.experts:
             return
-        self._out.number = number = self._out.number + 1
-        self._cpu_runs.add(number)
-        self.counts.cpu_experts += len(experts)
-        counts = tuple(map(demand.tokens.__getitem__, experts))
-        self._out.commands.append(Run(number, tuple(experts), counts, device))
-        for expert in experts:
-            if self.residency.has_room(expert):
-                self._run_of[expert] = number
-            else:
-                self._cache.on_evict(expert, self._view)
+        for experts, after in self._transfers.host_batches(group.experts):
+            self._out.number = number = self._out.number + 1
+            self._cpu_runs.add(number)
+            self.counts.cpu_experts += len(experts)
+            counts = tuple(map(demand.tokens.__getitem__, experts))
+            self._out.commands.append(Run(number, tuple(experts), counts, group.device, after))
+            self._transfers.hold_on_host(experts, number)
+            for expert in experts:
+                if self.residency.has_room(expert):
+                    self._run_of[expert] = number
+                else:
+                    self._cache.on_evict(expert, self._view)
 
     def _next_wave(self, waiting: list[tuple[int, Pool]], demand: Demand) -> list[tuple[int, Pool]]:
         """Give waiting experts the room of members that were handed over, oldest first (rule 7).

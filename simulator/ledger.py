@@ -23,6 +23,11 @@ class Counts:
     to another expert, or to none; demands are what it left. Bytes of a prefetch are *useful* if the
     expert was ready when demanded, *late* if it was demanded while on its way, *wasted* if it left,
     or the run ended, unused.
+
+    Those are bytes that reached VRAM; ``peer`` says how many of them came from another GPU. Of what
+    moved between the tiers below, ``nvme`` was read into RAM and ``demoted`` left VRAM for another
+    tier. Where RAM cannot hold all experts, ``host_demands`` are the demands that looked for an
+    expert in RAM, and ``host_hits`` those that found it there.
     """
 
     steps: int = 0
@@ -47,6 +52,9 @@ class Counts:
     bytes_rebalance: int = 0
     bytes_peer: int = 0
     bytes_nvme: int = 0
+    bytes_demoted: int = 0
+    host_demands: int = 0
+    host_hits: int = 0
     bytes_initial: int = 0
     peak_expert_bytes: int = 0
 
@@ -102,6 +110,27 @@ class ServerCounts:
         return self.refused_too_long + self.refused_queue_full
 
 
+@dataclass(frozen=True, slots=True)
+class GpuTimings:
+    """What one of several GPUs did.
+
+    Attributes:
+        gpu_busy_ns: Time in kernels.
+        link_busy_ns: Time in which its copy engine brought experts, waits for a share included.
+        bytes_copied: Bytes of experts that it brought.
+        copies: In so many copies.
+        exchange_busy_ns: Time in which it sent activations to other GPUs.
+        bytes_sent: Bytes of those.
+    """
+
+    gpu_busy_ns: int
+    link_busy_ns: int
+    bytes_copied: int
+    copies: int
+    exchange_busy_ns: int
+    bytes_sent: int
+
+
 @dataclass(slots=True)
 class Timings:
     """What a driver measured; every ``busy_ns`` is the time its resource was in use.
@@ -110,7 +139,10 @@ class Timings:
     time, ``dense`` is attention, dense part and routers, ``experts`` the runs of experts, ``head``
     what makes the token, and ``slow_down`` what all three lost because copies ran beside them.
     ``longest_gap_ns`` is the longest time, in decode, for which a real host loop looked at nothing.
-    A run too long to keep ``requests`` leaves them empty and has ``streamed``.
+    ``idle_ns`` is the time in which an engine had no step to serve and waited for requests.
+    ``calls_ns`` is what each call of the controller took a real host, in order.
+    A run too long to keep ``requests`` leaves them empty and has ``streamed``. Of several GPUs the
+    figures are those of the busiest GPU and of the busiest link, and ``by_gpu`` has each.
     """
 
     span_ns: int = 0
@@ -123,6 +155,8 @@ class Timings:
     cpu_busy_ns: int = 0
     decision_ns: int = 0
     longest_gap_ns: int = 0
+    idle_ns: int = 0
+    calls_ns: list[int] = field(default_factory=list)
     engines_busy_ns: dict[str, int] = field(default_factory=dict)
     engine_bytes: dict[str, int] = field(default_factory=dict)
     engine_copies: dict[str, int] = field(default_factory=dict)
@@ -130,6 +164,7 @@ class Timings:
     server: ServerCounts = field(default_factory=ServerCounts)
     peak_context_tokens: int = 0
     streamed: "StreamedTimes | None" = None
+    by_gpu: list[GpuTimings] = field(default_factory=list)
 
     @property
     def link_busy_ns(self) -> int:
@@ -145,10 +180,12 @@ def check(counts: Counts, timings: Timings) -> None:
     """
     judged = counts.hits + counts.late_hits + counts.partial_hits + counts.misses
     moved = sum(timings.engine_bytes.values())
+    between = counts.bytes_nvme + counts.bytes_demoted
     books = [
         ("demands", counts.demands, judged),
         ("copies", counts.copies, sum(timings.engine_copies.values())),
-        ("bytes moved", counts.bytes_total, moved),
+        ("bytes moved", counts.bytes_total + between, moved),
+        ("bytes read from NVMe", counts.bytes_nvme, timings.engine_bytes.get("nvme", 0)),
     ]
     for name, expected, actual in books:
         if expected != actual:

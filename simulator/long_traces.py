@@ -14,11 +14,16 @@ PIECE_ROWS = 4_096
 """Rows of a piece of whole requests, unless one has more."""
 
 NO_BOUNDS = (
-    f"no bounds: the trace has more than {MOST_DEMANDS:,} choices; replay fewer requests with "
+    f"no bounds: what is served has more than {MOST_DEMANDS:,} choices; replay fewer requests with "
     "--requests for those"
 )
 
 
 def is_long(trace: RoutingTrace) -> bool:
     """Whether a trace is past the limit."""
-    return trace.tokens * trace.layers * trace.top_k > MOST_DEMANDS
+    return has_long(trace, trace.tokens)
+
+
+def has_long(trace: RoutingTrace, tokens: int) -> bool:
+    """Whether so many tokens with the routing of a trace are past the limit."""
+    return tokens * trace.layers * trace.top_k > MOST_DEMANDS

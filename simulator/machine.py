@@ -201,6 +201,7 @@ class Kind(IntEnum):
     EXPERTS = 1
     HEAD = 2
     DECIDE = 3
+    MOVE = 4
 
 
 class Gpu:
@@ -214,6 +215,7 @@ class Gpu:
         ends: Where the ends of all jobs are kept.
         waiting: Servers whose next job waits for another's end.
         spans: Where to note every kernel, if anywhere.
+        name: What a timeline calls it.
 
     Attributes:
         free_ns: When the last kernel whose times are certain ends.
@@ -230,11 +232,13 @@ class Gpu:
         ends: Ends,
         waiting: list[Server],
         spans: list[Span] | None,
+        name: str = "gpu",
     ) -> None:
         self.free_ns = 0
         self.busy_ns = [0] * len(Kind)
         self.slow_down_ns = 0
         self.looks_at_ns: int | None = None
+        self._name = name
         self._link = link
         self._slowed_ns = slowed_ns
         self._after_copy_ns = after_copy_ns
@@ -352,9 +356,34 @@ class Gpu:
             ends[n] = self.free_ns = begins_ns + ns
             busy[kind] += ns
             if spans is not None:
-                spans.append(("gpu", label, begins_ns, begins_ns + ns))
+                spans.append((self._name, label, begins_ns, begins_ns + ns))
             if waiting:
-                _settle_all(waiting)
+                settle_all(waiting)
+
+    @property
+    def looks(self) -> bool:
+        """Whether it matters to kernels that copies run as they begin."""
+        return self._slowed_ns is not None
+
+    def next_begin_ns(self) -> int | None:
+        """Return when the kernel in turn begins; None if there is none or that is not certain."""
+        if not self._queue:
+            return None
+        _, _, _, _, issued_ns, after = self._queue[0]
+        begins_ns = max(issued_ns, self.free_ns)
+        for other in after:
+            end_ns = self._ends[other]
+            if end_ns is None:
+                return None
+            begins_ns = max(begins_ns, end_ns + self._after_copy_ns)
+        return begins_ns
+
+    def settle_next(self, nothing_before_ns: int) -> bool:
+        """Begin the kernel in turn if that is certain, and return whether it was; see `settle`."""
+        n = self._queue[0][0]
+        self._ends.setdefault(n, None)  # a step's end forgets kernels that nobody waits for
+        self.settle(nothing_before_ns, n)
+        return self._ends[n] is not None
 
     def _slow(self, kind: Kind, ns: int) -> int:
         """Return how long a kernel takes beside copies, and keep it."""
@@ -366,7 +395,7 @@ class Gpu:
         return slowed_ns
 
 
-def _settle_all(waiting: list[Server]) -> None:
+def settle_all(waiting: list[Server]) -> None:
     """Settle the servers that wait for another's job until nothing more becomes certain."""
     while any(server.settle() for server in list(waiting)):
         pass

@@ -1,8 +1,11 @@
-"""VRAM as one budget: dense weights, KV cache, workspace, and what is left for experts.
+"""VRAM as one budget: dense weights, KV cache, workspace, and what is left for experts. RAM, too.
 
 A user gives one of three figures: all VRAM (``--vram``), the room for experts alone
 (``--expert-budget``), or that room in slots or as a share of all experts (``--slots``). Whatever
 does not fit is an error of the run, never a silent clamp.
+
+RAM holds all experts, those in VRAM included: copies are made from there. Where it cannot, NVMe
+does, and RAM keeps some (``tiers``); a machine without NVMe is refused.
 """
 
 from dataclasses import dataclass
@@ -17,19 +20,23 @@ from moesim.simulator.serving.kv import KvShape
 
 _ACTIVATION_BYTES = 2
 _DENSE_ROWS = 4
+_SYSTEM_BYTES = 4 << 30
+_SYSTEM_SHARE = 8
+"""System and runtime keep an eighth of RAM from experts, at most 4 GiB: a guess."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySpec:
     """What the user gave; at most one of the first three, none of them meaning all of the machine.
 
-    ``kv`` is the room for the KV caches of a server.
+    ``kv`` is the room for the KV caches of a server, ``ram`` that for experts in RAM.
     """
 
     vram: str | None = None
     expert_budget: str | None = None
     slots: str | None = None
     kv: str | None = None
+    ram: str | None = None
 
     @property
     def gives_experts(self) -> bool:
@@ -109,13 +116,17 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What VRAM is used for, in bytes; ``kv`` is at the longest context of the run."""
+    """What VRAM is used for, in bytes; ``kv`` is at the longest context of the run.
+
+    ``host_bytes`` is the room for experts in RAM; None where it holds them all.
+    """
 
     total_bytes: int
     dense_bytes: int
     kv_bytes: int
     workspace_bytes: int
     expert_bytes: int
+    host_bytes: int | None = None
 
     @property
     def used_bytes(self) -> int:
@@ -138,6 +149,11 @@ class Server(NamedTuple):
 def kv_bytes(shape: CostShape, context_tokens: int) -> int:
     """Return the KV cache of one request at a context length; windowed layers keep their window."""
     return KvShape.of(shape).size_bytes(context_tokens)
+
+
+def kv_room(spec: MemorySpec, needed_bytes: int) -> int:
+    """Return the room for KV caches: what the user gave, else what is needed."""
+    return needed_bytes if spec.kv is None else _parse("--kv", spec.kv)
 
 
 def activation_bytes(shape: CostShape, tokens: int) -> int:
@@ -173,8 +189,7 @@ def plan(
     if server is not None:
         workspace_bytes += activation_bytes(shape, server.step_tokens)
         room_bytes = server.kv_bytes
-    if spec.kv is not None:
-        room_bytes = _parse("--kv", spec.kv)
+    room_bytes = kv_room(spec, room_bytes)
     fixed = Fixed(shape.resident_bytes, room_bytes, workspace_bytes)
     experts = spec.expert_bytes(
         experts=len(shape.layers) * shape.experts,
@@ -186,17 +201,38 @@ def plan(
     if server is not None and spec.kv is None and spec.gives_experts:
         left_bytes = usable - shape.resident_bytes - workspace_bytes - experts
         room_bytes = max(0, min(room_bytes, left_bytes))
-    result = MemoryPlan(usable, shape.resident_bytes, room_bytes, workspace_bytes, experts)
-    _check_fits(result, costs.profile, shape.expert_bytes_total)
+    host_bytes = None
+    if experts < shape.expert_bytes_total or spec.ram is not None:
+        host_bytes = _host_bytes(spec.ram, costs.profile, shape.expert_bytes_total)
+    result = MemoryPlan(
+        usable, shape.resident_bytes, room_bytes, workspace_bytes, experts, host_bytes
+    )
+    _check_fits(result, costs.profile)
     return result
 
 
-def _check_fits(result: MemoryPlan, machine: HardwareProfile, all_experts_bytes: int) -> None:
-    if all_experts_bytes > machine.ram_bytes and result.expert_bytes < all_experts_bytes:
+def _host_bytes(ram: str | None, machine: HardwareProfile, all_bytes: int) -> int | None:
+    """Return the room for experts in RAM, or None if they all have room there."""
+    room_bytes = machine.ram_bytes - min(_SYSTEM_BYTES, machine.ram_bytes // _SYSTEM_SHARE)
+    if ram is not None:
+        room_bytes = _parse("--ram", ram)
+        if room_bytes > machine.ram_bytes:
+            raise OutOfMemoryError(
+                f"--ram {ram}: {machine.name} has {format_bytes(machine.ram_bytes)} of RAM"
+            )
+    if room_bytes >= all_bytes:
+        return None
+    if machine.nvme is None:
         raise OutOfMemoryError(
-            f"{machine.name} has {format_bytes(machine.ram_bytes)} of RAM, and all experts take "
-            f"{format_bytes(all_experts_bytes)}; take a smaller format or a machine with more"
+            f"{machine.name} has {format_bytes(machine.ram_bytes)} of RAM, "
+            f"{format_bytes(room_bytes)} of it for experts, and all experts take "
+            f"{format_bytes(all_bytes)}; take a smaller format, a machine with more, or one with "
+            "nvme in its profile"
         )
+    return room_bytes
+
+
+def _check_fits(result: MemoryPlan, machine: HardwareProfile) -> None:
     if result.used_bytes > result.total_bytes:
         raise OutOfMemoryError(
             f"{machine.name} has {format_bytes(result.total_bytes)} of usable VRAM; dense weights "

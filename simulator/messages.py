@@ -64,8 +64,8 @@ class LayerRouted(NamedTuple):
 
     ``experts`` are the choices in touch order: by token, then by router rank; a repeated expert
     stands once for each token that chose it (``Choices``, where they are many). ``gates`` are their
-    weights in the same order, or empty. Every GPU run of this device that was handed over earlier
-    has ended.
+    weights in the same order, or empty. Every GPU run that was handed over earlier has ended, of
+    this device and of all others: their results went into what it routes.
     """
 
     step: int

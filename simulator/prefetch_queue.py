@@ -38,6 +38,10 @@ class PrefetchQueue:
                 return expert
             heappop(heap)
 
+    def in_order(self) -> list[int]:
+        """Return all experts wished for, the most urgent first."""
+        return sorted(self.wishes, key=self.wishes.__getitem__)
+
     def remove(self, expert: int) -> None:
         """Forget one wish."""
         del self.wishes[expert]

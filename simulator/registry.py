@@ -5,6 +5,7 @@ A *spec* is one policy and its options, as on the command line::
     lru                          the file policies/cache/lru.py
     lfu:count=lifetime           an option; several are separated by commas
     insert_cap:limit=2/lru       a guard around another policy, which follows the slash
+    periodic:file=dir/p.st       an option that is a path; a policy that has one guards no other
     mypackage.mine:Mine          a class of an installed module
     mine.py:Mine:depth=3         a class of a file
 
@@ -93,13 +94,24 @@ class PolicySpec:
 
     @property
     def code_hash(self) -> str | None:
-        """SHA-256 of a stranger's module, which its name does not determine; None for ours."""
+        """SHA-256 of what a spec's text does not determine; None where it says it all.
+
+        That is a stranger's module, and files that options name.
+        """
         inner = self.inner.code_hash if self.inner else None
-        if self.cls.__module__.startswith("moesim."):
+        files = [
+            hashlib.sha256(value.read_bytes()).hexdigest()
+            for _, value in sorted(self.options.items())
+            if isinstance(value, Path) and value.is_file()
+        ]
+        source = ""
+        if not self.cls.__module__.startswith("moesim."):
+            module = inspect.getmodule(self.cls)
+            source = inspect.getsource(module) if module is not None else self.cls.__qualname__
+        if not source and not files:
             return inner
-        module = inspect.getmodule(self.cls)
-        source = inspect.getsource(module) if module is not None else self.cls.__qualname__
-        return hashlib.sha256(f"{source}{inner or ''}".encode()).hexdigest()
+        text = f"{source}{''.join(files)}{inner or ''}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def does(self) -> frozenset[str]:
@@ -110,9 +122,17 @@ class PolicySpec:
     @property
     def may_ask(self) -> bool:
         """Whether it, or what it guards, may have something computed elsewhere."""
+        if self.cls.measured_ask_ns:
+            return True
         if self.inner is not None:
             return self.inner.may_ask
         return getattr(self.cls, "asks", None) is not getattr(AXES[self.axis], "asks", None)
+
+    @property
+    def measured_ask_ns(self) -> dict[str, int]:
+        """How long its asks were measured to take, those of the policy inside included."""
+        inner = self.inner.measured_ask_ns if self.inner else {}
+        return {**inner, **self.cls.measured_ask_ns}
 
     @property
     def is_lossy(self) -> bool:
@@ -174,13 +194,13 @@ def parse(axis: Axis, text: str) -> PolicySpec:
         UnknownNameError: No such policy or option; the message lists what there is.
         InputError: An option's value is of the wrong type, or a guard lacks what it guards.
     """
-    head, slash, rest = (
-        text.partition("/")
-        if not text.split(":", maxsplit=1)[0].endswith(".py")
-        else (text, "", "")
-    )
+    is_of_file = text.split(":", maxsplit=1)[0].endswith(".py")
+    head, slash, rest = (text, "", "") if is_of_file else text.partition("/")
     name, option_text = _split(head)
     cls = find(axis, name)
+    if slash and _takes_file(cls):
+        head, slash, rest = text, "", ""
+        option_text = _split(head)[1]
     known = options(cls)
     where = f"{axis} policy {name}"
     values = {}
@@ -228,9 +248,18 @@ def describe_kind(kind: Any) -> str:  # noqa: ANN401
         return " | ".join(str(value) for value in get_args(kind))
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(describe_kind(part) for part in get_args(kind) if part is not type(None))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
-        kind, str(kind)
-    )
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        Path: "a file",
+    }.get(kind, str(kind))
+
+
+def _takes_file(cls: type[Policy]) -> bool:
+    """Return whether an option is a path, whose slashes lead to no policy inside."""
+    return any(Path in (option.kind, *get_args(option.kind)) for option in options(cls).values())
 
 
 def _split(head: str) -> tuple[str, str]:

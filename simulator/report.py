@@ -8,9 +8,12 @@ from rich.table import Table
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.bounds import Bounds
 from moesim.simulator.distance import split
+from moesim.simulator.gpus_results import gpu_lines
 from moesim.simulator.ledger import Timings
+from moesim.simulator.request_times import request_lines
 from moesim.simulator.runs import RunResult
 from moesim.simulator.tables import console
+from moesim.simulator.tiers_results import tier_lines
 
 
 def print_result(result: RunResult) -> None:
@@ -42,7 +45,7 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
     if row["mean_ttft_ms"] is not None:
         yield "TTFT", f"{row['mean_ttft_ms']:.3f} ms {band}  (p99 {row['p99_ttft_ms']:.3f})"
     if row["arrivals"]:
-        yield from _serving(row)
+        yield from request_lines(row)
     if row["output_tokens_per_s"] is not None:
         yield "speed", f"{row['output_tokens_per_s']:.2f} output tokens/s"
     yield "demands", _demands(row)
@@ -59,6 +62,8 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
     )
     yield "busy", f"{busy} of {_times(row['span_ns'])[0]}"
     yield "peak VRAM", _vram(row)
+    yield from tier_lines(row)
+    yield from gpu_lines(row)
     if row["bound_tpot_ms"] is not None:
         yield (
             "bound",
@@ -73,36 +78,13 @@ def _lines(result: RunResult) -> Iterable[tuple[str, str]]:
     yield "run", row["run_id"]
 
 
-def _serving(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    served = f"{row['requests']} served, {row['refused']} refused"
-    yield "requests", f"{served}; at most {row['most_waiting']} waited ({row['arrivals']})"
-    kinds = {
-        "TPOT, requests": "request_tpot",
-        "E2E": "e2e",
-        "queueing": "queue",
-        "service": "service",
-    }
-    for name, kind in kinds.items():
-        if row[f"mean_{kind}_ms"] is not None:
-            figures = [f"{row[f'{which}_{kind}_ms']:.3f}" for which in ("p50", "p90", "p99")]
-            mean_ms = row[f"mean_{kind}_ms"]
-            yield name, f"{mean_ms:.3f} ms  (p50 {figures[0]}, p90 {figures[1]}, p99 {figures[2]})"
-    if row["slo_attainment"] is not None:
-        yield (
-            "SLO",
-            f"kept for {row['slo_attainment'] * 100:.1f} %, goodput {row['goodput_per_s']:.3f} "
-            "requests/s",
-        )
-    if row["mean_batch"] is not None:
-        yield "batch", f"{row['mean_batch']:.2f} requests a step, at most {row['most_in_step']}"
-
-
 def _distance(timings: Timings, limit: Bounds) -> str:
     gap = split(timings, limit)
     parts = [
         (gap.transfer_ns, "more bytes than must move"),
         (gap.host_ns, "the host"),
         (gap.contention_ns, "kernels beside copies"),
+        (gap.idle_ns, "idle between requests"),
         (gap.waiting_ns, "waiting"),
     ]
     span, total, *shares = _times(timings.span_ns, gap.gap_ns, *(ns for ns, _ in parts))

@@ -1,13 +1,13 @@
 """What requests experienced: queueing apart from service, and what was promised to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moesim.simulator.ledger import RequestTimes, ServerCounts
 from moesim.simulator.summaries import STATISTICS, summary
 from moesim.simulator.terms import NO_PROMISE, SECOND_NS
 
-__all__ = ["FIELDS", "keeps_promise", "request_fields"]
+__all__ = ["FIELDS", "keeps_promise", "request_fields", "request_lines"]
 
 
 _KINDS = {
@@ -70,6 +70,31 @@ def request_fields(
         "peak_kv_bytes": server.most_kv_bytes or None,
     }
     return found
+
+
+def request_lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what a person reads of them, each with a name, where requests arrived."""
+    served = f"{row['requests']} served, {row['refused']} refused"
+    yield "requests", f"{served}; at most {row['most_waiting']} waited ({row['arrivals']})"
+    kinds = {
+        "TPOT, requests": "request_tpot",
+        "E2E": "e2e",
+        "queueing": "queue",
+        "service": "service",
+    }
+    for name, kind in kinds.items():
+        if row[f"mean_{kind}_ms"] is not None:
+            figures = [f"{row[f'{which}_{kind}_ms']:.3f}" for which in ("p50", "p90", "p99")]
+            mean_ms = row[f"mean_{kind}_ms"]
+            yield name, f"{mean_ms:.3f} ms  (p50 {figures[0]}, p90 {figures[1]}, p99 {figures[2]})"
+    if row["slo_attainment"] is not None:
+        yield (
+            "SLO",
+            f"kept for {row['slo_attainment'] * 100:.1f} %, goodput {row['goodput_per_s']:.3f} "
+            "requests/s",
+        )
+    if row["mean_batch"] is not None:
+        yield "batch", f"{row['mean_batch']:.2f} requests a step, at most {row['most_in_step']}"
 
 
 def keeps_promise(request: RequestTimes) -> bool:

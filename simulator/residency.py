@@ -19,22 +19,38 @@ from moesim.simulator.terms import ALL, Place, Tier
 
 
 class Pool:
-    """Room for experts, in slots of ``slot_bytes`` each, or in bytes where that is None."""
+    """Room for experts, in slots of ``slot_bytes`` each, or in bytes where that is None.
+
+    Attributes:
+        device: The GPU that it is on.
+        is_staging: Whether experts only pass through.
+    """
 
     __slots__ = (
         "_free",
         "_least_free_bytes",
         "capacity_bytes",
+        "device",
         "free_bytes",
+        "is_staging",
         "number",
         "rooms",
         "slot_bytes",
     )
 
     def __init__(
-        self, number: int, capacity_bytes: int, slot_bytes: int | None, begins_bytes: int = 0
+        self,
+        number: int,
+        capacity_bytes: int,
+        slot_bytes: int | None,
+        begins_bytes: int = 0,
+        *,
+        device: int = 0,
+        is_staging: bool = False,
     ) -> None:
         self.number = number
+        self.device = device
+        self.is_staging = is_staging
         self.slot_bytes = slot_bytes
         self.rooms: dict[int, Place] = {}
         self._free: list[Place] = []
@@ -42,7 +58,7 @@ class Pool:
             slots = capacity_bytes // slot_bytes
             capacity_bytes = slots * slot_bytes
             self._free = [
-                Place(Tier.VRAM, 0, number, slot, begins_bytes + slot * slot_bytes)
+                Place(Tier.VRAM, device, number, slot, begins_bytes + slot * slot_bytes)
                 for slot in reversed(range(slots))
             ]
         self.capacity_bytes = capacity_bytes
@@ -55,7 +71,10 @@ class Pool:
         assert free_bytes >= 0
         if free_bytes < self._least_free_bytes:
             self._least_free_bytes = free_bytes
-        place = self._free.pop() if self._free else Place(Tier.VRAM, 0, self.number, expert)
+        if self._free:
+            place = self._free.pop()
+        else:
+            place = Place(Tier.VRAM, self.device, self.number, expert)
         self.rooms[expert] = place
         return place
 
@@ -63,6 +82,45 @@ class Pool:
     def free_slots(self) -> int:
         """How many slots nobody has."""
         return len(self._free)
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are."""
+        assert self.slot_bytes is not None
+        return self.capacity_bytes // self.slot_bytes
+
+    def resize(self, slots: int) -> list[tuple[int, Place, Place]]:
+        """Cut the highest slots off, or add some behind them.
+
+        Returns:
+            Who lay in a slot that went: it was given the lowest free one, of which there must be
+            enough.
+        """
+        slot_bytes, before = self.slot_bytes, self.slots
+        assert slot_bytes is not None
+        assert len(self.rooms) <= slots
+        places = [*self._free, *self.rooms.values()]
+        begins_bytes = min(place.offset_bytes or 0 for place in places) if places else 0
+        grown_bytes = (slots - before) * slot_bytes
+        self.capacity_bytes += grown_bytes
+        self.free_bytes += grown_bytes
+        self._least_free_bytes += grown_bytes  # what was the most in use stays so
+        added = [
+            Place(Tier.VRAM, self.device, self.number, slot, begins_bytes + slot * slot_bytes)
+            for slot in range(before, slots)
+        ]
+        # Taken from the end: the lowest first.
+        free = sorted(
+            (place for place in [*self._free, *added] if place.slot < slots),
+            key=lambda place: -place.slot,
+        )
+        moved = []
+        for expert in [expert for expert, place in self.rooms.items() if place.slot >= slots]:
+            src, dst = self.rooms[expert], free.pop()
+            self.rooms[expert] = dst
+            moved.append((expert, src, dst))
+        self._free = free
+        return moved
 
     def swap(self, leaving: Sequence[int], coming: Sequence[int]) -> list[Place]:
         """Give experts the room of others, and free slots to the first; return it.
@@ -180,7 +238,7 @@ class Residency:
                 begins += pool.capacity_bytes
                 self.caches.append(pool)
             self.cache_L = self.caches
-        self.staging = Pool(len(self.caches), staging_bytes, one_size, cache_bytes)
+        self.staging = Pool(len(self.caches), staging_bytes, one_size, cache_bytes, is_staging=True)
         self.evictable = [Evictable(pool, self.loading, self.leased) for pool in self.caches]
         for layer, size in enumerate(self.size_L):
             room = max(self.cache_L[layer].capacity_bytes, self.staging.capacity_bytes)
@@ -232,6 +290,11 @@ class Residency:
         """Return the cache pool of an expert's layer."""
         return self.cache_L[expert // self._experts]
 
+    def staging_of(self, expert: int) -> Pool:
+        """Return the staging pool through which an expert passes."""
+        del expert
+        return self.staging
+
     def pool_of(self, expert: int) -> Pool | None:
         """Return the pool in which the expert has room, or None."""
         cache = self.cache_L[expert // self._experts]
@@ -266,11 +329,15 @@ class Residency:
     @property
     def peak_bytes(self) -> int:
         """Most bytes that had room at one time, pool by pool."""
-        return sum(pool.peak_bytes for pool in (*self.caches, self.staging))
+        return sum(pool.peak_bytes for pool in self.pools())
+
+    def pools(self) -> list[Pool]:
+        """Return all pools, staging last."""
+        return [*self.caches, self.staging]
 
     def check(self) -> None:
         """Check invariant 1: slots and bytes are conserved, and every state has its room."""
-        for pool in (*self.caches, self.staging):
+        for pool in self.pools():
             used = sum(self.room_bytes(expert, pool) for expert in pool.rooms)
             assert used + pool.free_bytes == pool.capacity_bytes, f"pool {pool.number} lost bytes"
             places = set(pool.rooms.values())

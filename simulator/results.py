@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moesim.hardware_profiles.writing import replacing
-from moesim.simulator import request_times
+from moesim.simulator import gpus_results, request_times, tiers_results
 from moesim.simulator.bounds import Bounds
 from moesim.simulator.errors import InputError
 from moesim.simulator.ledger import Counts, RequestTimes, Timings
@@ -86,6 +86,8 @@ FIELDS: Mapping[str, str] = {
     "p90_ttft_ms": "its 90th percentile",
     "p99_ttft_ms": "its 99th percentile",
     **request_times.FIELDS,
+    **tiers_results.FIELDS,
+    **gpus_results.FIELDS,
     "output_tokens_per_s": "output tokens / time of the last one",
     "link_busy_ns": "time the host-to-device link was in use",
     "gpu_busy_ns": "time the GPU computed",
@@ -244,11 +246,18 @@ def append_csv(path: Path, row: Row) -> None:
     try:
         if not path.exists() or path.stat().st_size == 0:
             lines.writerow(FIELDS)
-        lines.writerow(["" if value is None else value for value in row.values()])
+        lines.writerow([_cell(value) for value in row.values()])
         with path.open("a", encoding="utf-8") as file:
             file.write(text.getvalue())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+
+
+def _cell(value: object) -> object:
+    """Return a value as CSV has it: nothing for None, JSON for a list."""
+    if value is None:
+        return ""
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, list) else value
 
 
 def _ratio(part: int, whole: int) -> float | None:

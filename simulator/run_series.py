@@ -53,7 +53,7 @@ def series_of(result: "RunResult") -> RunSeries:
     name = "TPOT" if gaps else "TTFT"
     mean_ms = float(np.mean(latency_ns)) / 1e6 if latency_ns else 0.0
     tokens = max(1, row["tokens"])
-    if limit is None:
+    if limit is None or row["arrivals"]:
         parts = {"queueing": "mean_queue_ms", "service": "mean_service_ms"}
         span_s = {name: (row[key] or 0.0) / 1e3 for name, key in parts.items()}
     else:
@@ -74,6 +74,8 @@ def series_of(result: "RunResult") -> RunSeries:
     }
     outcomes = {"hit": "hits", "late": "late_hits", "partial": "partial_hits", "miss": "misses"}
     busy = {"link": "link", "GPU": "gpu", "host": "host", "CPU experts": "cpu"}
+    tiers = {"NVMe": ("nvme", "host_cache"), "other GPU": ("peer", "peer_cache")}
+    busy |= {name: key for name, (key, policy) in tiers.items() if row[policy]}
     policies = f"cache {row['cache']}, prefetch {row['prefetch']}, schedule {row['schedule']}"
     return RunSeries(
         title=f"{row['model']} on {row['hardware']}: {mean_ms:.3g} ms mean {name} "

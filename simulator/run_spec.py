@@ -14,8 +14,10 @@ from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import CapabilityError, InputError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.models.cost_shape import CostShape
+from moesim.simulator.placement import PLACEMENTS
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.serving.spec import Serving
+from moesim.simulator.tiers_plan import TierSpec
 from moesim.traces import RoutingTrace
 
 GRANTS = frozenset({"future", "profile", "transitions"})
@@ -42,6 +44,9 @@ class RunSpec:
         seed: Of the policies' random streams.
         ask_ns: How long each kind of ask takes.
         serving: Who arrives and on which terms; None serves one recorded request after another.
+        tiers: Where experts lie that are not in VRAM.
+        gpus: How many GPUs of the host serve.
+        placement: How experts or layers are spread over them; see ``placement``.
     """
 
     trace: RoutingTrace
@@ -59,6 +64,9 @@ class RunSpec:
     seed: int = 0
     ask_ns: Mapping[str, int] = field(default_factory=dict)
     serving: Serving | None = None
+    tiers: TierSpec = field(default_factory=TierSpec)
+    gpus: int = 1
+    placement: str = PLACEMENTS[0]
 
 
 def costs_of(spec: RunSpec) -> CostModel:
@@ -136,7 +144,7 @@ def _load_model(name: str) -> models.ModelShape:
     return models.from_hf_config(path) if path.suffix == ".json" else models.load(name)
 
 
-def check_needs(spec: RunSpec, policies: Mapping[Axis, PolicySpec]) -> None:
+def check_needs(spec: RunSpec, policies: Mapping[str, PolicySpec]) -> None:
     """Refuse what the run cannot grant its policies.
 
     Raises:

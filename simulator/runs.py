@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runtime
 from moesim.hardware_profiles import load as load_hardware
@@ -22,13 +23,17 @@ from moesim.simulator.demands import Workload
 from moesim.simulator.engine_clock import ClockEngine
 from moesim.simulator.engine_compiled import replay_compiled
 from moesim.simulator.engine_simpy import SimpyEngine
-from moesim.simulator.errors import PolicyError
+from moesim.simulator.errors import CapabilityError, PolicyError
 from moesim.simulator.foresight import RecordedFuture
+from moesim.simulator.gpus_plan import GpuPlan, plan_gpus
+from moesim.simulator.gpus_results import NO_BOUNDS as NO_BOUNDS_OF_SEVERAL
+from moesim.simulator.gpus_results import exchange_ns, gpu_fields
 from moesim.simulator.host import Host
 from moesim.simulator.ledger import Counts, Timings, check
-from moesim.simulator.long_traces import NO_BOUNDS, is_long
+from moesim.simulator.long_traces import NO_BOUNDS, has_long, is_long
 from moesim.simulator.machine import Span
-from moesim.simulator.memory import MemoryPlan, plan
+from moesim.simulator.memory import MemoryPlan, MemorySpec, plan
+from moesim.simulator.memory import Server as ServerNeeds
 from moesim.simulator.messages import Command, Fact
 from moesim.simulator.policies.base import UNLIMITED_BYTES
 from moesim.simulator.registry import Axis, PolicySpec
@@ -44,9 +49,17 @@ from moesim.simulator.results import (
     token_times,
 )
 from moesim.simulator.run_spec import GRANTS, RunSpec, check_needs, resolve_shape
+from moesim.simulator.serving.limits import Formed, served_bounds
 from moesim.simulator.serving.setup import Served, serve
 from moesim.simulator.serving.workload import ServedWorkload
 from moesim.simulator.streamed_times import StreamedTimes, streamed_fields
+from moesim.simulator.tiers_plan import TierPlan, plan_tiers
+from moesim.simulator.tiers_results import (
+    BOUNDS_WITHOUT_NVME,
+    BOUNDS_WITHOUT_PEER,
+    least_nvme_bytes,
+    tier_fields,
+)
 from moesim.traces import RoutingTrace
 
 ENGINES: Mapping[str, type[Host]] = {"clock": ClockEngine, "simpy": SimpyEngine}
@@ -63,7 +76,8 @@ ENGINE_NAMES = (*ENGINES, COMPILED)
 class RunResult:
     """What a run gave: the row, and what plots and timelines are made from.
 
-    ``bounds`` are those of recorded requests one after another; None where requests arrived.
+    ``bounds`` are those of the steps that were served: of recorded requests one after another, or
+    as they were formed of requests that arrived; None for a long run.
     """
 
     row: Row
@@ -88,16 +102,41 @@ def prepare(spec: RunSpec) -> "Prepared":
     runtime = load_runtime(spec.runtime)
     shape, notes = resolve_shape(spec)
     policies = {axis: registry.parse(axis, text) for axis, text in spec.policies.items()}
-    check_needs(spec, policies)
+    check_needs(spec, {str(axis): policy for axis, policy in policies.items()})
     needs = frozenset().union(*(policy.needs for policy in policies.values()))
     costs = CostModel(machine, runtime, shape).with_signals(needs)
+    served, gpus = None, None
+
+    def divide(
+        given: MemorySpec, costs: CostModel, context: int, server: ServerNeeds | None = None
+    ) -> MemoryPlan:
+        nonlocal gpus
+        if spec.gpus == 1:
+            return plan(given, costs, context, server)
+        gpus, divided = plan_gpus(
+            spec.gpus, spec.placement, given, costs, context, server, spec.profile_trace
+        )
+        return divided
+
     if spec.serving is None:
         context = int(spec.trace.position_T.max()) + 1
-        memory = plan(spec.memory, costs, context)
-        return Prepared(spec, machine, runtime, costs, memory, policies, notes)
-    served = serve(spec.serving, spec.trace, policies, costs, spec.memory, seed=spec.seed)
-    notes += served.notes
-    return Prepared(spec, machine, runtime, costs, served.memory, policies, notes, served)
+        memory = divide(spec.memory, costs, context)
+    else:
+        served = serve(
+            spec.serving, spec.trace, policies, costs, spec.memory, seed=spec.seed, divide=divide
+        )
+        notes += served.notes
+        memory = served.memory
+    tiers, tier_notes = plan_tiers(spec.tiers, machine, memory.host_bytes)
+    if tiers is not None:
+        check_needs(spec, tiers.policies)
+    notes += tier_notes
+    if tiers is not None and gpus is not None:
+        raise CapabilityError(
+            f"--gpus {spec.gpus}: tiers below VRAM are simulated for one GPU alone; leave out "
+            "--peer-cache and --ram"
+        )
+    return Prepared(spec, machine, runtime, costs, memory, policies, notes, served, tiers, gpus)
 
 
 @cache
@@ -122,6 +161,8 @@ class Prepared:
     policies: Mapping[Axis, PolicySpec]
     notes: list[str]
     served: Served | None = None
+    tiers: TierPlan | None = None
+    gpus: GpuPlan | None = None
 
     @property
     def sizes_L(self) -> tuple[int, ...]:
@@ -135,8 +176,9 @@ class Prepared:
 
     @property
     def is_long(self) -> bool:
-        """Whether it is too long for bounds, and for keeping the time of every token."""
-        return self.served is None and is_long(self.spec.trace)
+        """Whether it is too long for bounds and, of recorded requests, for every token's time."""
+        trace = self.spec.trace
+        return is_long(trace) if self.served is None else has_long(trace, self.served.tokens)
 
     @property
     def run_id(self) -> str:
@@ -146,7 +188,7 @@ class Prepared:
             "schema": SCHEMA_VERSION,
             "trace": spec.trace.content_hash(),
             "profile_trace": spec.profile_trace.content_hash() if spec.profile_trace else None,
-            "hardware": self.machine.model_dump(mode="json"),
+            "hardware": self._machine_identity(),
             "runtime": self.runtime.model_dump(mode="json"),
             "shape": repr(self.costs.shape),
             "moesim": _version(),
@@ -160,16 +202,45 @@ class Prepared:
         }
         if self.served is not None:
             identity["served"] = self.served.identity
+        if self.tiers is not None:
+            identity["tiers"] = self.tiers.identity
+        if self.gpus is not None:
+            identity["gpus"] = self.gpus.identity
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def _machine_identity(self) -> dict[str, Any]:
+        """Return the machine's figures; what only several GPUs use determines no run of one."""
+        told = self.machine.model_dump(mode="json")
+        if self.gpus is None:
+            del told["link"]["shared"], told["link"]["peer_pcie"]
+        return told
+
+    @property
+    def ask_ns(self) -> dict[str, int]:
+        """How long each kind of ask takes: as the run says, else as its policies were measured."""
+        measured: dict[str, int] = {}
+        for policy in self.policies.values():
+            measured |= policy.measured_ask_ns
+        return {**measured, **self.spec.ask_ns}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the run grants its policies, those of the tiers included."""
+        needs = frozenset().union(*(policy.needs for policy in self.policies.values()))
+        return needs if self.tiers is None else needs | self.tiers.needs
+
     def workload(self) -> Workload:
         """Return what is served, with the signals that the policies read."""
-        needs = frozenset().union(*(policy.needs for policy in self.policies.values()))
+        needs = self.needs
         signals = sorted(needs - GRANTS - {"gates"})
         if self.served is not None:
             return ServedWorkload(
-                self.spec.trace, self.served.stream, signals=signals, gates="gates" in needs
+                self.spec.trace,
+                self.served.stream,
+                signals=signals,
+                gates="gates" in needs,
+                keep_formed=not self.is_long,
             )
         return Workload(self.spec.trace, signals=signals, gates="gates" in needs)
 
@@ -183,8 +254,7 @@ class Prepared:
             future: What stands for the demands to come; the trace's where a policy needs them.
         """
         spec = self.spec
-        needs = frozenset().union(*(policy.needs for policy in self.policies.values()))
-        if future is None and "future" in needs:
+        if future is None and "future" in self.needs:
             future = RecordedFuture(Workload(spec.trace).events())
         return assemble(
             self.policies,
@@ -197,7 +267,9 @@ class Prepared:
             seed=spec.seed,
             profile_trace=spec.profile_trace,
             future=future,
-            kv_bytes=UNLIMITED_BYTES if self.served is None else self.served.kv.room_bytes,
+            kv_bytes=UNLIMITED_BYTES if self.served is None else self.memory.kv_bytes,
+            tiers=self.tiers,
+            gpus=self.gpus,
             keep_log=keep_log,
         )
 
@@ -221,27 +293,30 @@ class Prepared:
             check(controller.counts, timings)
             return self._result(controller, timings, None)
         controller = self.controller(keep_log=keep_log)
-        streamed = StreamedTimes() if self.is_long else None
+        streamed = StreamedTimes() if self.is_long and self.served is None else None
+        workload = self.workload()
         engine = ENGINES[self.spec.engine](
             controller,
-            self.workload(),
+            workload,
             self.costs,
             expert_bytes=controller.residency.part_bytes,
             splits=controller.residency.is_split,
             budget_bytes=self.memory.expert_bytes,
             system=self.spec.system,
             compute=controller.compute,
-            ask_ns=self.spec.ask_ns,
+            ask_ns=self.ask_ns,
             on_step=on_step,
             keep_spans=keep_spans,
             terms=None if self.served is None else self.served.terms,
             on_request=None if streamed is None else streamed.append,
+            gpus=self.gpus,
         )
         timings = engine.run()
         timings.streamed = streamed
         controller.close()
         check(controller.counts, timings)
-        return self._result(controller, timings, engine.spans)
+        formed = workload.formed if isinstance(workload, ServedWorkload) else None
+        return self._result(controller, timings, engine.spans, formed)
 
     def actions(self, counts: Counts) -> Actions:
         """Return the means that a run's policies had, which its bounds allow."""
@@ -299,12 +374,18 @@ class Prepared:
                 "CPU experts are charged the DRAM's rate without copies beside them; where both "
                 "run they share it"
             )
-        if self.machine.gpus > 1:
-            caveats.append(f"one of the machine's {self.machine.gpus} GPUs is used")
+        if self.tiers is not None and self.tiers.host is not None:
+            caveats.append(BOUNDS_WITHOUT_NVME)
+        if self.machine.gpus > 1 and self.gpus is None:
+            caveats.append(f"one of the machine's {self.machine.gpus} GPUs computes")
         return caveats
 
     def _result(
-        self, controller: Controller, timings: Timings, spans: list[Span] | None
+        self,
+        controller: Controller,
+        timings: Timings,
+        spans: list[Span] | None,
+        formed: list[Formed] | None = None,
     ) -> RunResult:
         spec, memory, shape, counts = self.spec, self.memory, self.costs.shape, controller.counts
         tokens = token_times(timings.requests)
@@ -315,11 +396,30 @@ class Prepared:
             streamed, notes = streamed_fields(timings.streamed, timings.span_ns)
         actions = self.actions(counts)
         limit = None
+        nvme_bytes = None
         if self.is_long:
             notes.append(NO_BOUNDS)
+        elif self.gpus is not None:
+            notes.append(NO_BOUNDS_OF_SEVERAL)
+        elif self.tiers is not None and self.tiers.peer is not None:
+            notes.append(BOUNDS_WITHOUT_PEER)
         elif self.served is None:
             limit = known_bounds(spec.trace, self.costs, memory.expert_bytes, actions)
-        bound: Row = bound_fields(limit, str(actions), latencies["mean_tpot_ms"])
+        elif formed is not None:
+            limit = served_bounds(
+                spec.trace,
+                self.served.stream.drawing.all_rows(),
+                formed,
+                self.costs,
+                memory.expert_bytes + self.served.lent_bytes,
+                actions,
+            )
+        if not self.is_long and self.served is None and not self.is_lossy:
+            nvme_bytes = least_nvme_bytes(
+                self.tiers, spec.trace, self.sizes_L, counts.bytes_initial
+            )
+        means = str(actions) if self.served is None else f"{actions}, given this batching"
+        bound: Row = bound_fields(limit, means, latencies["mean_tpot_ms"])
         busy = {
             "copy": timings.link_busy_ns,
             "dense": timings.dense_busy_ns,
@@ -327,7 +427,10 @@ class Prepared:
             "head": timings.head_busy_ns,
             "host": timings.host_busy_ns,
             "cpu": timings.cpu_busy_ns,
+            "nvme": timings.engines_busy_ns.get("nvme", 0),
+            "peer": timings.engines_busy_ns.get("peer", 0),
         }
+        busy["copy" if self.machine.link.peer is None else "peer"] += exchange_ns(timings)
         derived = [
             s for s, signal in spec.trace.header.signals.items() if signal.evidence == "derived"
         ]
@@ -340,6 +443,8 @@ class Prepared:
             ),
             "requests": len(timings.requests),
             **streamed,
+            **tier_fields(self.tiers, counts, timings, nvme_bytes),
+            **gpu_fields(self.gpus, timings, controller.residency),
             "schema_version": SCHEMA_VERSION,
             "run_id": self.run_id,
             "trace": spec.trace_name,
@@ -371,7 +476,7 @@ class Prepared:
             "notes": "; ".join(
                 [
                     *self.notes,
-                    *controller.residency.notes,
+                    *controller.notes,
                     *self._caveats(counts),
                     *notes,
                     *(limit.notes if limit else ()),

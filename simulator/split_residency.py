@@ -78,6 +78,7 @@ class SplitResidency(Residency):
             self._staging_bytes if largest else 0,
             largest or None,
             self._budget_bytes - self._staging_bytes,
+            is_staging=True,
         )
         self.caches = pools
         self.cache_L = [*pools, *[self.staging] * self._layers]

@@ -31,10 +31,12 @@ from moesim.hardware_profiles.units import parse_ns
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.simulator.key_values import key_values
 from moesim.simulator.memory import MemorySpec
+from moesim.simulator.placement import PLACEMENTS
 from moesim.simulator.registry import AXES
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import ENGINE_NAMES
 from moesim.simulator.serving.stream import with_files
+from moesim.simulator.tiers_plan import TierSpec
 from moesim.traces import RoutingTrace, load, parse_mapping
 
 TRACES_KEPT = 4
@@ -67,6 +69,12 @@ class RunOptions(BaseModel):
     vram: str | None = None
     expert_budget: str | None = None
     slots: str | None = None
+    ram: str | None = None
+    host_cache: str | None = None
+    host_exclusive: bool = False
+    host_empty: bool = False
+    peer_cache: str | None = None
+    peer_policy: str | None = None
     arrivals: str | None = None
     batching: str | None = None
     max_batch: int | None = Field(default=None, ge=1)
@@ -79,6 +87,8 @@ class RunOptions(BaseModel):
     weights_format: str | None = Field(default=None, alias="format")
     cost_of: str | None = None
     profile_trace: str | None = None
+    gpus: int = Field(default=1, ge=1)
+    placement: str = PLACEMENTS[0]
     engine: str = ENGINE_NAMES[0]
     seed: int = Field(default=0, ge=0)
     ask: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
@@ -120,15 +130,24 @@ class RunOptions(BaseModel):
             policies=chosen.policies,
             runtime=chosen.runtime,
             system=chosen.system,
-            memory=MemorySpec(self.vram, self.expert_budget, self.slots, self.kv),
+            memory=MemorySpec(self.vram, self.expert_budget, self.slots, self.kv, self.ram),
             model=self.model,
             weights_format=self.weights_format,
             cost_of=self.cost_of,
             profile_trace=_load(self.profile_trace, None, None) if self.profile_trace else None,
             engine=self.engine,
+            gpus=self.gpus,
+            placement=self.placement,
             seed=self.seed,
             ask_ns=_ask_ns(self.ask),
             serving=serving,
+            tiers=TierSpec(
+                self.host_cache,
+                self.host_exclusive,
+                self.host_empty,
+                self.peer_cache,
+                self.peer_policy,
+            ),
         )
 
 
@@ -233,7 +252,7 @@ def _located(run: RunOptions, folder: Path) -> RunOptions:
         value = getattr(run, name)
         if value and Path(value).suffix in (".yaml", ".yml", ".json"):
             found[name] = str((folder / value).absolute())
-    for axis in AXES:
+    for axis in (*AXES, "host_cache", "peer_policy"):
         if spec := getattr(run, axis):
             found[axis] = _located_policy(spec, folder)
     if run.arrivals:

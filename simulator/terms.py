@@ -51,6 +51,7 @@ class Cause(IntEnum):
     DEMAND = 0
     PREFETCH = 1
     REBALANCE = 2
+    DEMOTION = 3
 
 
 class Phase(IntEnum):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from moesim.hardware_profiles.writing import replacing
 from moesim.simulator.errors import InputError
 from moesim.simulator.messages import Copy, Move, Run
-from moesim.simulator.terms import ALL, Cause
+from moesim.simulator.terms import ALL, Cause, Tier
 
 __all__ = ["events", "write_timeline"]
 
@@ -35,12 +35,14 @@ TRACKS = {
     "gpu": "GPU compute",
     "h2d": "copies host to GPU",
     "d2h": "copies GPU to host",
-    "peer": "copies between GPUs",
+    "peer": "copies from another GPU",
+    "peer_out": "copies to another GPU",
+    "exchange": "activations to other GPUs",
     "nvme": "reads from NVMe",
     "cpu": "experts on the CPU",
     "asks": "asks",
 }
-"""Titles of the tracks, from top to bottom."""
+"""Titles of the tracks, from top to bottom; of several GPUs each has its own, such as ``h2d 1``."""
 
 
 def write_timeline(
@@ -83,12 +85,13 @@ def events(
     ``ts`` and ``dur`` are in ns; the writer turns them into µs.
     """
     shown = {track for track, *_ in spans}
-    known = [track for track in TRACKS if track in shown]
-    tracks = {track: number for number, track in enumerate([*known, *sorted(shown - {*known})], 1)}
+    order = {track: number for number, track in enumerate(TRACKS)}
+    ranked = sorted(shown, key=lambda track: (*_rank(track, order), track))
+    tracks = {track: number for number, track in enumerate(ranked, 1)}
     yield {"ph": "M", "name": "process_name", "pid": PROCESS, "args": {"name": "moesim"}}
     for track, number in tracks.items():
         place = {"ph": "M", "pid": PROCESS, "tid": number}
-        yield place | {"name": "thread_name", "args": {"name": TRACKS.get(track, track)}}
+        yield place | {"name": "thread_name", "args": {"name": _title(track)}}
         yield place | {"name": "thread_sort_index", "args": {"sort_index": number}}
     for track, label, begin_ns, end_ns in spans:
         name, details = _describe(label, experts)
@@ -102,6 +105,19 @@ def events(
             "args": details,
         }
     yield from _counters(spans, experts, expert_bytes_L)
+
+
+def _rank(track: str, order: Mapping[str, int]) -> tuple[int, int]:
+    """Return where a track stands: by GPU, then as `TRACKS` has it; unknown ones last."""
+    kind, _, gpu = track.partition(" ")
+    return (int(gpu) + 1 if gpu.isdecimal() else 0), order.get(kind, len(order))
+
+
+def _title(track: str) -> str:
+    kind, _, gpu = track.partition(" ")
+    if kind in TRACKS and gpu.isdecimal():
+        return f"GPU {gpu}: {TRACKS[kind].removeprefix('GPU ')}"
+    return TRACKS.get(track, track)
 
 
 def _describe(label: object, experts: int) -> tuple[str, dict[str, Any]]:
@@ -131,12 +147,16 @@ def _describe(label: object, experts: int) -> tuple[str, dict[str, Any]]:
 def _counters(
     spans: Iterable[Span], experts: int, expert_bytes_L: Sequence[int] | None
 ) -> Iterator[Event]:
-    """Yield what was copied so far, by cause, each time that a copy ends.
+    """Yield what was copied to VRAM so far, by cause, each time that a copy ends.
 
     Of experts that are split the parts are counted, whose sizes no copy tells.
     """
     name = "experts copied" if expert_bytes_L is None else "bytes copied"
-    copies = [(end_ns, label) for _, label, _, end_ns in spans if isinstance(label, Copy)]
+    copies = [
+        (end_ns, label)
+        for _, label, _, end_ns in spans
+        if isinstance(label, Copy) and label.dst.tier is Tier.VRAM and label.cause != Cause.DEMOTION
+    ]
     copies.sort(key=lambda copy: (copy[0], copy[1].n))
     if any(copy.part != ALL for _, copy in copies):
         name, expert_bytes_L = "parts copied", None

@@ -103,7 +103,7 @@ class Transfers:
         """Return where the cache policy wants an expert that is about to be copied."""
         if not self._admits or self._cache.admit(expert, self._view) is Verdict.KEEP:
             return self._residency.cache_of(expert)
-        return self._residency.staging
+        return self._residency.staging_of(expert)
 
     def copy_demand(self, experts: Sequence[int]) -> list[tuple[int, Pool]]:
         """Give the missing experts of one layer room and hand their copies over, as many as fit.
@@ -166,7 +166,7 @@ class Transfers:
         leased, loading = residency.leased, residency.loading
         size = residency.size(expert)
         while pool.free_bytes < size:
-            if pool is residency.staging or not (
+            if pool.is_staging or not (
                 len(pool.rooms) > len(leased) + len(loading) or residency.can_evict(pool)
             ):
                 return False
@@ -219,7 +219,7 @@ class Transfers:
         residency = self._residency
         residency.loading.pop(expert, None)
         pool.release(expert, residency.size(expert))
-        if pool is not residency.staging:
+        if not pool.is_staging:
             self._counts.evictions += 1
         if expert in self.unused:
             self._counts.bytes_prefetch_wasted += self.unused.pop(expert)
@@ -251,6 +251,18 @@ class Transfers:
             self._leaving.discard(expert)
             if expert in unused:
                 counts.bytes_prefetch_late += unused.pop(expert)
+
+    def host_batches(
+        self, experts: Sequence[int]
+    ) -> Iterable[tuple[Sequence[int], tuple[int, ...]]]:
+        """Return what runs on the CPU at once, and the copies that bring it to RAM: none here."""
+        return ((experts, ()),)
+
+    def hold_on_host(self, experts: Sequence[int], run: int) -> None:
+        """Keep experts in RAM until a CPU run of them has ended; here all stay there."""
+
+    def cpu_run_ended(self, run: int) -> None:
+        """Note that a CPU run is over."""
 
     def clear_staging(self, layer: int) -> None:
         """Take the staging room of a layer's experts back, now or when their copy has ended."""
@@ -288,7 +300,7 @@ class Transfers:
             del loading[expert]
             if expert in self._leaving:
                 self._leaving.discard(expert)
-                self.evict(expert, residency.staging)
+                self.evict(expert, residency.staging_of(expert))
 
     def hand_over(self, queue: PrefetchQueue) -> None:
         """Hand over prefetches while the window has room, choosing victims now (rule 4)."""

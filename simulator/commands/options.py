@@ -7,6 +7,7 @@ import typer
 
 POLICIES = "What decides"
 MEMORY = "How much memory (one of these; all of the machine if left out)"
+TIERS = "Where experts lie that are not in VRAM (all in RAM, if it holds them)"
 COSTS = "What things cost"
 SERVING = "Who is served (one recorded request after another if left out)"
 OUTPUT = "What is written"
@@ -77,7 +78,28 @@ PolicyModule = Annotated[
 Vram = Annotated[
     str | None,
     typer.Option(
-        "--vram", help="VRAM for everything, such as 12GiB. Default: all.", rich_help_panel=MEMORY
+        "--vram",
+        help="VRAM of each GPU for everything, such as 12GiB. Default: all.",
+        rich_help_panel=MEMORY,
+    ),
+]
+Gpus = Annotated[
+    int,
+    typer.Option(
+        "--gpus",
+        min=1,
+        help="GPUs of the machine that serve, with attention on the first and experts on all; "
+        "--slots and --expert-budget are for all together.",
+        rich_help_panel=COSTS,
+    ),
+]
+Placement = Annotated[
+    str,
+    typer.Option(
+        "--placement",
+        help="How experts are spread over GPUs: round_robin, by_load or by_coactivation (these "
+        "count --profile-trace), or by_layer, which places whole layers.",
+        rich_help_panel=POLICIES,
     ),
 ]
 ExpertBudget = Annotated[
@@ -92,6 +114,55 @@ Slots = Annotated[
         "--slots",
         help="Room for experts: a number, or a share such as 25%.",
         rich_help_panel=MEMORY,
+    ),
+]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        "--ram",
+        help="RAM for experts, such as 28GiB; NVMe has the rest. Default: all but an eighth, 4 GiB "
+        "at most.",
+        rich_help_panel=TIERS,
+    ),
+]
+HostCache = Annotated[
+    str | None,
+    typer.Option(
+        "--host-cache",
+        help="What stays in RAM, where it cannot hold all: a cache policy. Default lru.",
+        rich_help_panel=TIERS,
+    ),
+]
+HostExclusive = Annotated[
+    bool,
+    typer.Option(
+        "--host-exclusive",
+        help="RAM gives up what VRAM gets, and takes what leaves VRAM.",
+        rich_help_panel=TIERS,
+    ),
+]
+HostEmpty = Annotated[
+    bool,
+    typer.Option(
+        "--host-empty",
+        help="Begin with empty RAM, not with what loading the model left there.",
+        rich_help_panel=TIERS,
+    ),
+]
+PeerCache = Annotated[
+    str | None,
+    typer.Option(
+        "--peer-cache",
+        help="VRAM that another GPU lends, such as 20GiB; copied from sooner than from RAM.",
+        rich_help_panel=TIERS,
+    ),
+]
+PeerPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--peer-policy",
+        help="What lies there: lru (default) and the like take what leaves VRAM, static is fixed.",
+        rich_help_panel=TIERS,
     ),
 ]
 Model = Annotated[

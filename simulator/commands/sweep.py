@@ -29,6 +29,15 @@ def sweep(
         str | None,
         typer.Option("--dask", help="Run on a Dask cluster: the address of its scheduler."),
     ] = None,
+    slurm: Annotated[
+        str | None,
+        typer.Option(
+            "--slurm",
+            metavar="KEY=VALUE,...",
+            help="Run as Slurm jobs: slurm_partition, timeout_min, mem_gb and so on, as submitit "
+            "names them; runs of a job; folder of the logs.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and what is done of them.")
     ] = False,
@@ -39,22 +48,32 @@ def sweep(
     twice. A run that fails leaves a line in OUTPUT.errors.csv, the others go on; exit code 1.
 
     moesim sweep FILE.yaml -o results.csv
+
+    moesim sweep FILE.yaml -o results.csv --slurm slurm_partition=cpu,timeout_min=60,runs=20
     """
     from moesim.simulator.commands.outputs import check_targets
     from moesim.simulator.errors import InputError
     from moesim.simulator.progress import progress
     from moesim.simulator.sweep import dask_cluster, local_processes, run_sweep
     from moesim.simulator.sweep_file import read_sweep
+    from moesim.simulator.sweep_slurm import SlurmOptions, slurm_jobs
 
-    if jobs is not None and dask is not None:
-        raise InputError(f"give --jobs {jobs} or --dask {dask}, not both")
+    places = {"--jobs": jobs, "--dask": dask, "--slurm": slurm}
+    given = [f"{name} {value}" for name, value in places.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"give {given[0]} or {given[1]}, not both")
     check_targets(output)
     runs = read_sweep(file)
     if dry_run:
         _list(runs, output)
         return
     with ExitStack() as stack:
-        executor = stack.enter_context(dask_cluster(dask) if dask else local_processes(jobs))
+        if slurm is not None:
+            folder = output.with_suffix(".slurm")
+            workers = slurm_jobs(SlurmOptions.parse(slurm), folder)
+        else:
+            workers = dask_cluster(dask) if dask else local_processes(jobs)
+        executor = stack.enter_context(workers)
 
         def begin(total: int) -> Callable[[int], None]:
             return stack.enter_context(progress("sweeping", total, "runs"))

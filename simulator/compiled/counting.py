@@ -14,20 +14,19 @@ from moesim.simulator.compiled.jit import entry
 from moesim.simulator.compiled.layout import (
     COMMANDS,
     COPIES_REPORTED,
-    COPY,
     EVENT,
     FAULT,
-    FIRST,
     IS_PREFILL,
     LAYER_NOW,
     LAYERS,
     LOADING,
+    MISSING,
     NUMBERED,
-    OP,
     QUEUED_BYTES,
     RUNS,
     Run,
 )
+from moesim.simulator.compiled.opening import opened
 from moesim.simulator.compiled.running import check_fault, packed
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.foresight import RecordedFuture
@@ -86,8 +85,9 @@ def count(run: Prepared) -> Counted:
 
 
 @entry(allocates=False)
-def count_all(run: Run) -> None:
+def count_all(arrays: Run) -> None:
     """Serve all steps of a run that has not begun; copies have ended before the next layer."""
+    run = opened(arrays)
     layers = run.state[LAYERS]
     for step in range(len(run.steps)):
         run.state[LAYER_NOW] = -1
@@ -106,9 +106,8 @@ def count_all(run: Run) -> None:
                 carry_out(event, layer, counted, waiting, run)
                 if run.state[FAULT]:
                     return
-            for at in range(run.state[COMMANDS]):
-                if run.commands[at, OP] == COPY:
-                    run.experts[run.commands[at, FIRST], LOADING] = 0
+            for at in range(counted[2]):
+                run.experts[run.lists[MISSING, at], LOADING] = 0
             run.state[COMMANDS] = run.state[RUNS] = run.state[QUEUED_BYTES] = 0
             run.state[COPIES_REPORTED] = run.state[NUMBERED]
         end_event(run)

@@ -6,6 +6,7 @@ victims depend on it.
 
 import numpy as np
 
+from moesim.simulator.compiled.caches import release
 from moesim.simulator.compiled.jit import jit, rare
 from moesim.simulator.compiled.layout import (
     ABSENT,
@@ -63,7 +64,9 @@ from moesim.simulator.compiled.transfers import command, copy_in, evict, pool_fo
 def end_event(run: Run) -> None:
     """Release what the last event used, and the staging room of its layer."""
     for at in range(run.state[LEASED]):
-        run.experts[run.lists[LEASES, at], LEASED_BY] = -1
+        expert = run.lists[LEASES, at]
+        run.experts[expert, LEASED_BY] = -1
+        release(expert, run)
     run.state[LEASED] = 0
     layer = run.state[LAYER_NOW]
     at = run.state[STAGED_EXPERTS] - 1

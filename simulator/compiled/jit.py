@@ -8,6 +8,7 @@ whoever finds a file of that name finds this code, whoever wrote it and when.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast
 from zlib import crc32
@@ -16,6 +17,9 @@ import numba
 import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+_TABLES = Path(__file__).with_name("tables.py").read_text(encoding="utf-8")
+"""What makes code of accesses to tables; nobody calls it."""
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _INNER: dict[str, Any] = {
@@ -50,7 +54,7 @@ def entry(*, allocates: bool = True) -> Callable[[Function], Function]:
     options = {**_OPTIONS, "_nrt": allocates}
 
     def compiled(function: Function) -> Function:
-        parts = "\n".join(_parts(cast("FunctionType", function), set()))
+        parts = "\n".join((_TABLES, *_parts(cast("FunctionType", function), set())))
         function.__qualname__ = f"{function.__name__}.{crc32(parts.encode()):08x}"
         try:
             return cast("Function", numba.njit(cache=True, **options)(function))

@@ -67,7 +67,7 @@ class Run(NamedTuple):
     pools: Ints  # those of the cache, then the staging room
     shelves_PK: Ints
     marks: Ints
-    scores: Floats  # LCP's; see `caches.touch`
+    scores: Floats  # LCP's and LFRU's; see ``priorities.py`` and ``lfru.py``
     lists: Ints
     commands: Ints
     copies: Ints
@@ -75,7 +75,7 @@ class Run(NamedTuple):
     state: Ints
 
 
-TOKENS, TOUCHED, PLACE = range(3)
+TOKENS, TOUCHED, PLACE, DETAIL_COLUMNS = range(4)
 """Columns of ``detail_U3``."""
 
 COST_ROW, GIVES, IS_PREFILL, BEGAN, ENDED, STEP_COLUMNS = range(6)
@@ -86,43 +86,43 @@ COST_ROW, GIVES, IS_PREFILL, BEGAN, ENDED, STEP_COLUMNS = range(6)
     POOL,
     CLASS,
     COPY_NS,
+    COPY_AFTER_IDLE_NS,
     COPY_AFTER_PAUSE_NS,
     WISH_FIRST,  # of the ring of wishes for this layer
     WISH_LAST,
     CHOICES,  # LCP: of tokens so far
     LAYER_COLUMNS,
-) = range(9)
+) = range(10)
 """Columns of ``layers``."""
 
 (
-    OF_LAYER,
+    # what every access looks at
     ROOM,
     LOADING,  # the copy that brings it, or 0
     LEASED_BY,  # the kernel that uses it, 0 until that is handed over, -1 if none
-    CAME,  # when it was given its room; below 0 before the run
     IS_UNUSED,  # prefetched and not demanded
-    IS_LEAVING,  # staged, leaves when its copy has ended
-    STAGED_AT,
-    IS_WISHED,
     YOUNGER,  # its neighbours on its shelf
     OLDER,
     KEY,
+    OF_LAYER,
+    # what fewer do
     USES,
     LAST_USE,  # LFRU, LCP: clock of the last use
     UPCOMING,  # BELADY: the next event that demands it
     SERVES,  # tokens of the present event
+    CAME,  # when it was given its room; below 0 before the run
+    IS_LEAVING,  # staged, leaves when its copy has ended
+    STAGED_AT,
+    IS_WISHED,
     EXPERT_COLUMNS,
 ) = range(17)
-"""Columns of ``experts``: two cache lines."""
+"""Columns of ``experts``: two cache lines, of which most accesses need the first alone."""
 
-FREE_BYTES, LEAST_FREE_BYTES, OLDEST_USE, POOL_COLUMNS = range(4)
-"""Columns of ``pools``; OLDEST_USE is LFRU's, at or before every last use."""
+FREE_BYTES, LEAST_FREE_BYTES, OLDEST_USE, HIGHEST_KEY, POOL_COLUMNS = range(5)
+"""Columns of ``pools``; LFRU's are OLDEST_USE, at or before every last use, and HIGHEST_KEY."""
 
-OLDEST, YOUNGEST, OLDEST_AT, SHELF_COLUMNS = range(4)
-"""Columns of ``shelves_PK``; OLDEST_AT is LFRU's, the last use of the oldest."""
-
-NOBODY_AT = np.int64(1 << 40)
-"""OLDEST_AT of an empty shelf: later than any use."""
+OLDEST, YOUNGEST, SHELF_COLUMNS = range(3)
+"""Columns of ``shelves_PK``."""
 
 LEASES, STAGED_ONES, WISHED, HERE, ON_ITS_WAY, MISSING, WAITING, LISTS = range(8)
 """Rows of ``lists``: experts leased, staged, wished for (a ring of E for each layer); then scratch

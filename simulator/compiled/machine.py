@@ -15,6 +15,7 @@ from moesim.simulator.compiled.layout import (
     COPIES_CERTAIN,
     COPIES_REPORTED,
     COPY,
+    COPY_AFTER_IDLE_NS,
     COPY_AFTER_PAUSE_NS,
     COPY_NS,
     COST_ROW,
@@ -250,9 +251,9 @@ def _settle_copies(run: Run) -> None:
         if after:
             begins = max(begins, run.kernels[after & ring, KERNEL_ENDS])
         layer = run.experts[run.copies[at, EXPERT], OF_LAYER]
-        ns = run.layers[
-            layer, COPY_AFTER_PAUSE_NS if begins - free > run.state[PAUSE_NS] else COPY_NS
-        ]
+        idle = begins - free
+        took = COPY_NS if idle == 0 else COPY_AFTER_IDLE_NS
+        ns = run.layers[layer, COPY_AFTER_PAUSE_NS if idle > run.state[PAUSE_NS] else took]
         run.state[COPIES_CERTAIN] += 1
         run.copies[at, BEGINS] = begins
         run.copies[at, ENDS] = run.state[LINK_FREE] = begins + ns

@@ -22,6 +22,9 @@ from moesim.traces import RoutingTrace
 
 # Shapes as in layout.py.
 
+LINE = 8
+"""Numbers of a cache line."""
+
 
 def pack(
     trace: RoutingTrace,
@@ -55,11 +58,15 @@ def pack(
     state[layout.WINDOW_BYTES] = window_bytes
     state[layout.PREFETCHES] = len(wishes.begins) > 1
     state[layout.STAGING] = len(residency.caches)
+    # Under way are at most a layer's demand and what is prefetched: all experts and those whose
+    # room was given away. The fewer are kept, the more of them stay in the processor's cache.
+    prefetched = trace.layers * trace.experts if state[layout.PREFETCHES] else 0
+    state[layout.RING] = (1 << (4 * (prefetched + trace.experts + LINE)).bit_length()) - 1
     shelves_PK, marks = _shelves(policy, state)
     jobs = int(state[layout.RING]) + 1
     everyone = trace.layers * trace.experts
     steps, attention_GC = _steps(trace, costs)
-    experts = np.zeros((everyone, layout.EXPERT_COLUMNS), np.int64)
+    experts = _aligned(everyone, layout.EXPERT_COLUMNS)
     experts[:, layout.OF_LAYER] = np.repeat(np.arange(trace.layers), trace.experts)
     experts[:, layout.LEASED_BY] = experts[:, layout.KEY] = -1
     if futures is not None:
@@ -79,7 +86,7 @@ def pack(
         pools=np.zeros((len(residency.caches) + 1, layout.POOL_COLUMNS), np.int64),
         shelves_PK=shelves_PK,
         marks=marks,
-        scores=_scores(trace, policies["cache"], policy),
+        scores=_scores(trace, policies["cache"], policy, state),
         lists=np.zeros((layout.LISTS, max(everyone, 2 * trace.experts)), np.int64),
         commands=np.zeros((jobs, layout.COMMAND_COLUMNS), np.int64),
         copies=np.zeros((jobs, layout.COPY_COLUMNS), np.int64),
@@ -96,8 +103,6 @@ def _state(trace: RoutingTrace, costs: CostModel, system: str) -> Ints:
     state[layout.EVENTS] = len(uses_of(trace).begins_N1) - 1
     state[layout.IS_PLAIN] = uses_of(trace).is_plain
     state[layout.LAYERS], state[layout.WIDTH] = trace.layers, trace.experts
-    # Under way are at most all experts, those whose room was given away, and a layer's demand.
-    state[layout.RING] = (1 << (4 * (trace.layers + 1) * trace.experts).bit_length()) - 1
     base_ns, with_expert_ns, with_command_ns = (
         costs.decision_ns(system, experts, commands)
         for experts, commands in ((0, 0), (1, 0), (0, 1))
@@ -126,6 +131,13 @@ def _state(trace: RoutingTrace, costs: CostModel, system: str) -> Ints:
     state[layout.LOOKED_AT] = 1
     state[layout.EVENT] = state[layout.LAYER_NOW] = state[layout.LOOKS_AT] = -1
     return state
+
+
+def _aligned(rows: int, columns: int) -> Ints:
+    """Return a table of zeros that begins where a cache line does."""
+    numbers = np.zeros(rows * columns + LINE, np.int64)
+    first = -numbers.ctypes.data % (LINE * numbers.itemsize) // numbers.itemsize
+    return numbers[first : first + rows * columns].reshape(rows, columns)
 
 
 def _classes(costs: CostModel) -> dict[CostLayer, int]:
@@ -174,7 +186,10 @@ def _layers(costs: CostModel, residency: Residency) -> Ints:
         layers[number, layout.POOL] = residency.cache_L[number].number
         layers[number, layout.CLASS] = classes.index(layer)
         layers[number, layout.COPY_NS] = costs.copy_ns(size)
-        layers[number, layout.COPY_AFTER_PAUSE_NS] = costs.copy_ns(size, after_pause=True)
+        layers[number, layout.COPY_AFTER_PAUSE_NS] = costs.copy_ns(
+            size, idle_ns=costs.pause_threshold_ns + 1
+        )
+        layers[number, layout.COPY_AFTER_IDLE_NS] = costs.copy_ns(size, idle_ns=1)
     return layers
 
 
@@ -197,12 +212,15 @@ def _shelves(policy: int, state: Ints) -> tuple[Ints, Ints]:
     state[layout.LEVELS] = (level - layout.LEVEL) // 2
     state[layout.KEYS], state[layout.MARKS_OF_POOL] = keys, marks
     shelves_PK = np.full((pools * keys, layout.SHELF_COLUMNS), -1, np.int64)
-    shelves_PK[:, layout.OLDEST_AT] = layout.NOBODY_AT
     return shelves_PK, np.zeros(pools * marks, np.int64)
 
 
-def _scores(trace: RoutingTrace, cache: PolicySpec, policy: int) -> Floats:
-    """Return LCP's scores: of each expert, of those in the cache, of youth, and of uses."""
+def _scores(trace: RoutingTrace, cache: PolicySpec, policy: int, state: Ints) -> Floats:
+    """Return the scores of a run that has not begun, as ``lfru.py`` and ``priorities.py`` say."""
+    if policy == layout.LFRU:
+        keys, pools = int(state[layout.KEYS]), int(state[layout.STAGING])
+        one_over_uses = 1 / np.maximum(np.arange(keys), 1)
+        return np.concatenate([np.full(pools * keys, inf), one_over_uses])
     if policy != layout.LCP:
         return np.empty(0)
     everyone = trace.layers * trace.experts

@@ -111,7 +111,7 @@ def timings_of(run: Run, requests: list[RequestTimes], peak_context_tokens: int)
     """Return what was measured."""
     state = run.state.tolist()
     busy = state[layout.GPU_BUSY : layout.GPU_BUSY + 4]
-    engines = ("h2d", "d2h", "peer", "nvme")
+    engines = ("h2d", "d2h", "peer", "peer_out", "nvme")
     return Timings(
         span_ns=state[layout.NOW],
         gpu_busy_ns=sum(busy),

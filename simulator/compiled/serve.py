@@ -37,6 +37,7 @@ from moesim.simulator.compiled.layout import (
     Run,
 )
 from moesim.simulator.compiled.machine import catch_up, launch, next_look, obey, settle
+from moesim.simulator.compiled.opening import opened
 from moesim.simulator.compiled.transfers import cancel, command, copy_ended, hand_over, wish
 
 _ASK, _BEGIN = -2, -1
@@ -125,13 +126,14 @@ def _end(step: Number, run: Run) -> None:
 
 
 @entry(allocates=False)
-def serve(first: int, last: int, run: Run) -> None:
+def serve(first: int, last: int, arrays: Run) -> None:
     """Serve steps [first, last) of a run that has served those before, one part after another.
 
     The calls of the controller are turns of one loop, so that what they share is compiled once:
     one for each layer of a step, before them its beginning, after them its end, and before all
     of the run one that asks for the first step.
     """
+    run = opened(arrays)
     layers = run.state[LAYERS]
     for step in range(first, last):
         for turn in range(_ASK if step == 0 else _BEGIN, layers + 1):

@@ -2,7 +2,7 @@
 
 A *shelf* holds the experts of one pool and one key, a small whole number: the number of uses for
 LFU, how far the next use lies before the end of the run for Belady, always 0 for LRU and FIFO. It
-is a list linked through arrays. *Marks* tell which shelves hold anything: a tree whose words of 32
+is a list linked through arrays. *Marks* tell which shelves hold anything: a tree whose words of 64
 bits each say which words below are not 0, so that the next shelf in use is found in a few steps
 however many there are.
 """
@@ -11,31 +11,31 @@ import numpy as np
 
 from moesim.simulator.compiled.jit import jit
 from moesim.simulator.compiled.layout import (
+    CACHED,
+    HIGHEST_KEY,
     KEY,
     KEYS,
     LAST_USE,
+    LEASED_BY,
     LEVEL,
     LEVELS,
+    LFRU,
+    LOADING,
     MARKS_OF_POOL,
-    NOBODY_AT,
     OLDER,
     OLDEST,
-    OLDEST_AT,
+    POLICY,
+    ROOM,
     YOUNGER,
     YOUNGEST,
     Number,
     Run,
 )
+from moesim.simulator.compiled.tables import lowest_bit
 
-WORD_BITS = 5
+WORD_BITS = 6
 WORD = 1 << WORD_BITS
 _LAST = WORD - 1
-_DE_BRUIJN = 0x077CB531
-_HASH = WORD - WORD_BITS
-_MASK = (1 << WORD) - 1
-_LOWEST = np.zeros(WORD, np.int64)
-for _bit in range(WORD):
-    _LOWEST[((_DE_BRUIJN << _bit) & _MASK) >> _HASH] = _bit
 
 
 @jit
@@ -51,7 +51,9 @@ def put(pool: Number, expert: Number, key: Number, run: Run) -> None:
         run.experts[last, YOUNGER] = expert
         return
     run.shelves_PK[at, OLDEST] = expert
-    run.shelves_PK[at, OLDEST_AT] = run.experts[expert, LAST_USE]
+    if run.state[POLICY] == LFRU:
+        run.scores[at] = np.float64(run.experts[expert, LAST_USE])
+        run.pools[pool, HIGHEST_KEY] = max(run.pools[pool, HIGHEST_KEY], key)
     if run.state[KEYS] > 1:
         _mark(pool, key, run)
 
@@ -72,9 +74,11 @@ def drop(pool: Number, expert: Number, run: Run) -> None:
         return
     run.shelves_PK[at, OLDEST] = younger
     if younger >= 0:
-        run.shelves_PK[at, OLDEST_AT] = run.experts[younger, LAST_USE]
+        if run.state[POLICY] == LFRU:
+            run.scores[at] = np.float64(run.experts[younger, LAST_USE])
         return
-    run.shelves_PK[at, OLDEST_AT] = NOBODY_AT
+    if run.state[POLICY] == LFRU:
+        run.scores[at] = np.inf
     if run.state[KEYS] > 1:
         _unmark(pool, key, run)
 
@@ -92,10 +96,10 @@ def next_key(pool: Number, key: Number, run: Run) -> Number:
         if word < run.state[LEVEL + 2 * level + 1]:
             marks = run.marks[base + run.state[LEVEL + 2 * level] + word] >> (at & _LAST)
             if marks != 0:
-                at += _lowest_bit(marks)
+                at += lowest_bit(marks)
                 for below in range(level - 1, -1, -1):
                     marks = run.marks[base + run.state[LEVEL + 2 * below] + at]
-                    at = (at << WORD_BITS) + _lowest_bit(marks)
+                    at = (at << WORD_BITS) + lowest_bit(marks)
                 return at
         at = word + 1
     return -1
@@ -128,5 +132,21 @@ def _unmark(pool: Number, key: Number, run: Run) -> None:
 
 
 @jit
-def _lowest_bit(marks: Number) -> Number:
-    return _LOWEST[(((marks & -marks) * _DE_BRUIJN) & _MASK) >> _HASH]
+def first_evictable(pool: Number, key: Number, run: Run) -> Number:
+    """Return the oldest of a shelf that may leave, or -1."""
+    expert = run.shelves_PK[pool * run.state[KEYS] + key, OLDEST]
+    while expert >= 0:
+        if may_leave(expert, run):
+            return expert
+        expert = run.experts[expert, YOUNGER]
+    return -1
+
+
+@jit
+def may_leave(expert: Number, run: Run) -> bool:
+    """Return whether an expert has been copied to the cache and nothing uses it."""
+    return bool(
+        run.experts[expert, LEASED_BY] < 0
+        and run.experts[expert, LOADING] == 0
+        and run.experts[expert, ROOM] == CACHED
+    )

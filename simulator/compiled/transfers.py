@@ -6,7 +6,7 @@ everything here is theirs, since times and victims depend on it.
 
 import numpy as np
 
-from moesim.simulator.compiled.caches import admit, forget, victim
+from moesim.simulator.compiled.caches import admit, forget, release, victim
 from moesim.simulator.compiled.jit import jit
 from moesim.simulator.compiled.layout import (
     ABSENT,
@@ -179,6 +179,8 @@ def copy_ended(run: Run) -> None:
         if run.experts[expert, IS_LEAVING]:
             run.experts[expert, IS_LEAVING] = 0
             evict(expert, run)
+        else:
+            release(expert, run)
 
 
 @jit

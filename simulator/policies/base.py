@@ -40,6 +40,10 @@ class Costs(Protocol):
         """Return the time of one expert on the CPU, activations there and back included."""
         ...
 
+    def read_ns(self, nbytes: int) -> int:
+        """Return the time of one read from NVMe into RAM, alone on the drive."""
+        ...
+
     def layer_ns(self, layer: int) -> int:
         """Return the GPU time of attention and router of one decode token at a short context."""
         ...
@@ -164,6 +168,19 @@ class Request:
     began_ns: int = -1
 
 
+class Below(Protocol):
+    """Where experts are that are not in VRAM, if not all in RAM; read-only for policies."""
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes on their way from NVMe to RAM."""
+        ...
+
+    def is_far(self, expert: int) -> bool:
+        """Return whether the expert must be read from NVMe first, or is being read."""
+        ...
+
+
 @dataclass(slots=True)
 class View:
     """The present, as a policy may see it. One object for the whole run, updated in place.
@@ -181,6 +198,8 @@ class View:
             policy last judged; a prefetch policy that knows writes it, a cache policy may read it.
         requests: Those that have arrived and not ended, by number.
         kv_free_bytes: Room for the KV cache of requests that begin now.
+        kv_lendable_bytes: What experts would lend them beside it.
+        below: Where experts are that are not in VRAM; None where RAM has them all.
     """
 
     residency: Residency
@@ -194,6 +213,8 @@ class View:
     predicted: dict[int, float] = field(default_factory=dict)
     requests: dict[int, Request] = field(default_factory=dict)
     kv_free_bytes: int = UNLIMITED_BYTES
+    kv_lendable_bytes: int = 0
+    below: Below | None = None
 
     @property
     def is_decode(self) -> bool:
@@ -250,12 +271,15 @@ class Policy:
             allow what the policies of a run may do.
         paper: Where the rule is defined.
         timing_free: Whether decisions depend on the order of demands alone, never on times.
+        measured_ask_ns: How long what it asks for was measured to take, by name, where the run does
+            not say.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     does: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
     timing_free: ClassVar[bool] = True
+    measured_ask_ns: ClassVar[Mapping[str, int]] = {}
 
     @classmethod
     def needs_for(cls, options: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG003  for subclasses
@@ -293,7 +317,9 @@ class Partition(NamedTuple):
 
 
 class CachePolicy(Policy):
-    """Decides what stays in VRAM.
+    """Decides what stays in VRAM, or in a tier below it that cannot hold all experts either.
+
+    There a touch is a fetch out of the tier, or one in vain, and ``evictable`` what nobody reads.
 
     Order of calls in one event: ``on_touch`` for every choice, hit or miss, in (token, rank)
     order; then, for each miss, ``admit``, ``choose_victim`` as often as room is needed (each victim
@@ -514,13 +540,22 @@ class SchedulePolicy(Policy):
         """Return launches in order; every expert of ``demand.experts`` stands in exactly one."""
         raise NotImplementedError
 
+    def least_slots(self) -> int | None:
+        """Return how many slots experts keep, whatever they lend to KV caches; None lends nothing.
+
+        Where they lend, KV caches get room as requests begin, and experts get back what no request
+        has reserved.
+        """
+        return None
+
     def form(
         self, waiting: Sequence[int], running: Sequence[int], view: View
     ) -> Sequence[int | Turn]:
         """Return the requests of the next step: the running one, else the first to wait.
 
         Asked when a step has ended and when a request arrives while none is under way. Those that
-        begin must fit into ``view.kv_free_bytes`` together; nothing to choose is a wait.
+        begin must fit into ``view.kv_free_bytes`` and ``view.kv_lendable_bytes`` together; nothing
+        to choose is a wait.
 
         Args:
             waiting: Those that no step has had, in order of arrival.

@@ -4,6 +4,9 @@ A request scheduler is a guard on the schedule axis (``fcfs:max_batch=16/residen
 the steps, the schedule inside places the experts. Each step takes a token of every running request
 and, beside them, prompt tokens of those in prefill, oldest first; with ``chunk`` these are at most
 so many a step over all requests; else they are taken whole, one prompt a step.
+
+With ``kv=elastic`` the KV caches of those who join may take slots of experts, which get back what
+no request has reserved: VRAM is divided anew as requests come and go.
 """
 
 from abc import abstractmethod
@@ -13,12 +16,26 @@ from moesim.simulator.errors import InputError
 from moesim.simulator.policies.base import Request, RunInfo, SchedulePolicy, Turn, View
 from moesim.simulator.policies.guards import ScheduleGuard
 
-__all__ = ["Batching", "Rank"]
+__all__ = ["ELASTIC", "Batching", "Rank", "least_slots"]
 
 Rank = tuple[int, ...]
 """A place in the queue; the lowest is first."""
 
 MAX_BATCH = 32
+FIXED, ELASTIC = "fixed", "elastic"
+KEEP = 0.5
+
+
+def least_slots(budget_bytes: int, slot_bytes: int, top_k: int, keep: float) -> int:
+    """Return how many slots experts keep of the room that a run began with.
+
+    Args:
+        budget_bytes: That room.
+        slot_bytes: Of one expert.
+        top_k: Experts of one token, for which there is always room.
+        keep: The share that they keep at least.
+    """
+    return max(top_k, round(budget_bytes // slot_bytes * keep))
 
 
 class Batching(ScheduleGuard):
@@ -31,6 +48,8 @@ class Batching(ScheduleGuard):
         max_batch: Requests that run together at most.
         chunk: Prompt tokens of one step at most, over all requests; none takes prompts whole, one
             a step.
+        kv: ``fixed`` leaves experts and KV caches the room they began with; ``elastic`` does not.
+        keep: With elastic KV caches, the share of their slots that experts keep at least.
     """
 
     timing_free = False
@@ -42,13 +61,22 @@ class Batching(ScheduleGuard):
         *,
         max_batch: int = MAX_BATCH,
         chunk: int | None = None,
+        kv: str = "fixed",
+        keep: float = KEEP,
     ) -> None:
         super().__init__(run, inner)
+        own = type(self).__module__.rpartition(".")[2]
+        if kv not in (FIXED, ELASTIC):
+            raise InputError(
+                f"schedule policy {own}: option kv={kv}: expected {FIXED} or {ELASTIC}"
+            )
+        if not 0 <= keep <= 1:
+            raise InputError(f"schedule policy {own}: option keep={keep}: expected 0 to 1")
+        self._is_elastic, self._keep = kv == ELASTIC, keep
         self._max_batch = max_batch
         self._chunk = chunk
         for name, value in (("max_batch", max_batch), ("chunk", chunk)):
             if value is not None and value < 1:
-                own = type(self).__module__.rpartition(".")[2]
                 raise InputError(
                     f"schedule policy {own}: option {name}={value}: expected at least 1"
                 )
@@ -63,6 +91,13 @@ class Batching(ScheduleGuard):
         With nobody running it must, or the run ends with requests that nobody serves.
         """
         return True
+
+    def least_slots(self) -> int | None:
+        """Return the slots that experts keep, if KV caches may take any."""
+        if not self._is_elastic:
+            return super().least_slots()
+        run = self.run
+        return least_slots(run.budget_bytes, max(run.expert_bytes_L), run.top_k, self._keep)
 
     def form(self, waiting: Sequence[int], running: Sequence[int], view: View) -> Sequence[Turn]:
         """Return those that run and those let in now, each with its share of prompt tokens."""
@@ -84,7 +119,7 @@ class Batching(ScheduleGuard):
             return
         requests = view.requests
         prompt_left = sum(requests[number].prompt_left for number in running)
-        free_bytes = view.kv_free_bytes
+        free_bytes = view.kv_free_bytes + view.kv_lendable_bytes
         together = list(running)
         ranked = sorted((requests[n] for n in waiting), key=lambda r: self.rank(r, view))
         for request in ranked:

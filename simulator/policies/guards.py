@@ -171,6 +171,10 @@ class ScheduleGuard(SchedulePolicy):
         """Return the plan of the policy inside."""
         return self.inner.plan(demand, view)
 
+    def least_slots(self) -> int | None:
+        """Return what the policy inside says."""
+        return self.inner.least_slots()
+
     def form(
         self, waiting: Sequence[int], running: Sequence[int], view: View
     ) -> Sequence[int | Turn]:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Arrivals", "OpenLoop", "Users"]
+__all__ = ["Arrivals", "Later", "OpenLoop", "Users"]
 
 
 class Arrivals(Protocol):
@@ -79,3 +79,31 @@ class Users:
         if self._left:
             self._left -= 1
             self._due.append(now_ns + self._think_ns)
+
+
+class Later:
+    """Arrivals whose time 0 is a moment of another clock.
+
+    Args:
+        arrivals: Whose times count from that moment.
+        origin_ns: That moment.
+    """
+
+    def __init__(self, arrivals: Arrivals, origin_ns: int) -> None:
+        self._arrivals = arrivals
+        self._origin_ns = origin_ns
+
+    @property
+    def next_ns(self) -> int | None:
+        """When the next request arrives."""
+        at_ns = self._arrivals.next_ns
+        return None if at_ns is None else at_ns + self._origin_ns
+
+    def take(self, now_ns: int) -> list[tuple[int, int]]:
+        """Return the requests that have arrived and were not taken."""
+        taken = self._arrivals.take(now_ns - self._origin_ns)
+        return [(request, at_ns + self._origin_ns) for request, at_ns in taken]
+
+    def ended(self, now_ns: int) -> None:
+        """Learn that a request has ended, or was refused."""
+        self._arrivals.ended(now_ns - self._origin_ns)

@@ -5,18 +5,88 @@ as may. What was let in either finds its room (the controller waits for it) or, 
 reserve less than they grow to, ends the run out of memory; nothing is clamped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from moesim.hardware_profiles.units import format_bytes
-from moesim.simulator.demands import Step, Workload
 from moesim.simulator.errors import OutOfMemoryError
 from moesim.simulator.ledger import RequestTimes, ServerCounts
 from moesim.simulator.messages import Fact, RequestArrived, RequestEnded
+from moesim.simulator.serving.arrivals import Arrivals
 from moesim.simulator.serving.kv import KvRoom
 from moesim.simulator.terms import NO_PROMISE, Phase, Slo
 
-__all__ = ["Desk", "Terms"]
+__all__ = ["Desk", "Guests", "Pass", "ServedStep", "Terms"]
+
+
+class Guests(Protocol):
+    """What the desk asks about requests: those of a trace, or of a live model."""
+
+    def arrivals(self) -> Arrivals:
+        """Return a fresh source of them."""
+        ...
+
+    def prompt_tokens(self, request: int) -> int:
+        """Return the length of a prompt."""
+        ...
+
+    def output_tokens(self, request: int) -> int:
+        """Return the most tokens of an answer."""
+        ...
+
+    def task(self, request: int) -> str:
+        """Return the task label of a request."""
+        ...
+
+    def is_finished(self, request: int) -> bool:
+        """Return whether a request has had its last step; if so what was kept of it is let go."""
+        ...
+
+
+class Pass(Protocol):
+    """What the desk notes of a forward pass; ``Step`` of a replay is one."""
+
+    @property
+    def number(self) -> int:
+        """Steps begun before."""
+        ...
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        """Who is in it."""
+        ...
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """What each of them does."""
+        ...
+
+    @property
+    def contexts(self) -> Sequence[int]:
+        """Positions that each attends to, new ones included."""
+        ...
+
+    @property
+    def tokens_out(self) -> Sequence[int]:
+        """How many tokens each gets."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """New tokens, of all together."""
+        ...
+
+
+class ServedStep(NamedTuple):
+    """A forward pass that was carried out for real."""
+
+    number: int
+    requests: tuple[int, ...]
+    phases: tuple[Phase, ...]
+    contexts: tuple[int, ...]
+    tokens_out: tuple[int, ...]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +103,15 @@ class Terms:
     most_waiting: int | None = None
     slo: Mapping[str, Slo] = field(default_factory=dict)
 
+    def can_hold(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Return whether the KV cache of a request fits into the room while nobody else is there.
+
+        One that does not is refused as it arrives.
+        """
+        if self.kv is None:
+            return True
+        return self.kv.reserved_bytes(prompt_tokens, output_tokens) <= self.kv.room_bytes
+
     def slo_of(self, task: str) -> Slo:
         """Return what is promised to requests of a task."""
         return self.slo.get(task) or self.slo.get("") or NO_PROMISE
@@ -42,7 +121,7 @@ class Desk:
     """Keeps the times of every request, for a host.
 
     Args:
-        workload: Who is served.
+        guests: Who is served.
         terms: On which terms; None serves whoever comes.
         on_request: Takes the times of each that has ended; by default ``finished`` keeps them.
 
@@ -53,15 +132,15 @@ class Desk:
 
     def __init__(
         self,
-        workload: Workload,
+        guests: Guests,
         terms: Terms | None = None,
         on_request: Callable[[RequestTimes], None] | None = None,
     ) -> None:
         self.counts = ServerCounts()
         self.finished: list[RequestTimes] = []
         self._on_request = self.finished.append if on_request is None else on_request
-        self._workload = workload
-        self._arrivals = workload.arrivals()
+        self._guests = guests
+        self._arrivals = guests.arrivals()
         self._terms = terms
         self._open: dict[int, RequestTimes] = {}
         self._waiting = 0
@@ -83,7 +162,7 @@ class Desk:
                     facts.append(fact)
         return facts
 
-    def begin(self, step: Step, now_ns: int) -> None:
+    def begin(self, step: Pass, now_ns: int) -> None:
         """Take note that a step begins.
 
         Raises:
@@ -101,7 +180,7 @@ class Desk:
         if self._terms is not None and self._terms.kv is not None:
             self._grow(step, self._terms.kv)
 
-    def end_step(self, step: Step, now_ns: int) -> list[Fact]:
+    def end_step(self, step: Pass, now_ns: int) -> list[Fact]:
         """Give tokens out; return who has ended, and who comes upon it."""
         facts: list[Fact] = []
         for request, gives, phase in zip(step.requests, step.tokens_out, step.phases, strict=True):
@@ -109,7 +188,7 @@ class Desk:
             if gives:
                 times.token_ends_ns.append(now_ns)
                 times.has_first_token |= phase is Phase.PREFILL
-            if self._workload.is_finished(request):
+            if self._guests.is_finished(request):
                 self._on_request(self._open.pop(request))
                 self._kv_bytes -= self._contexts.pop(request, 0)
                 self._arrivals.ended(now_ns)
@@ -118,8 +197,8 @@ class Desk:
         return facts
 
     def _let_in(self, request: int, arrived_ns: int, now_ns: int) -> RequestArrived | None:
-        workload, terms = self._workload, self._terms
-        prompt_tokens, task = workload.prompt_tokens(request), workload.task(request)
+        guests, terms = self._guests, self._terms
+        prompt_tokens, task = guests.prompt_tokens(request), guests.task(request)
         if terms is None:
             self._waiting += 1
             self._open[request] = RequestTimes(request, now_ns, -1, prompt_tokens)
@@ -127,7 +206,7 @@ class Desk:
         slo = terms.slo_of(task)
         kv_bytes = 0
         if terms.kv is not None:
-            output_tokens = workload.output_tokens(request)
+            output_tokens = guests.output_tokens(request)
             kv_bytes = terms.kv.reserved_bytes(prompt_tokens, output_tokens)
         if self._refuses(kv_bytes, terms):
             self.counts.refused_promised += slo != NO_PROMISE
@@ -147,7 +226,7 @@ class Desk:
             return True
         return False
 
-    def _grow(self, step: Step, kv: KvRoom) -> None:
+    def _grow(self, step: Pass, kv: KvRoom) -> None:
         contexts = self._contexts
         for request, context_tokens in zip(step.requests, step.contexts, strict=True):
             grown_bytes = kv.shape.size_bytes(context_tokens)

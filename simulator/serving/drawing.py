@@ -21,11 +21,52 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(slots=True)
-class _Sequence:
-    """The rows of one recorded request, prompt and answer apart."""
+class Rowed:
+    """The rows of one sequence, prompt and answer apart."""
 
     prompt: Rows
     answer: Rows
+
+
+@dataclass(slots=True)
+class Sequences:
+    """What requests are drawn from; of texts only who comes is drawn, for they are whole.
+
+    Attributes:
+        sequences: S of them.
+        task_R: Task of each.
+        what: What is drawn from what, as a note says it.
+        notes: What a reader of results must know.
+    """
+
+    sequences: list[Rowed]
+    task_R: Sequence[str]
+    what: tuple[str, str] = ("routing", "recorded sequences")
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, trace: RoutingTrace) -> "Sequences":
+        """Return those of a trace.
+
+        Raises:
+            CapabilityError: The trace has no prompts.
+        """
+        if not trace.has_prefill:
+            raise CapabilityError(
+                "the trace has no prompt rows, which requests that arrive begin with; record "
+                "prompts too, or replay it one sequence after another without --arrivals"
+            )
+        starts = trace.row_starts()
+        is_prefill_T = np.asarray(trace.is_prefill_T)
+        found = []
+        for request in range(trace.requests):
+            rows = np.arange(starts[request], starts[request + 1])
+            prompt = is_prefill_T[rows]
+            found.append(Rowed(rows[prompt], rows[~prompt]))
+        if trace.has_decode:
+            return cls(found, trace.task_R)
+        note = "answers are prompt rows read again as decode steps (the trace is teacher-forced)"
+        return cls([Rowed(one.prompt, one.prompt) for one in found], trace.task_R, notes=[note])
 
 
 @dataclass(slots=True)
@@ -47,8 +88,12 @@ class Drawing:
     task_R: list[str]
     stitched: int
     notes: list[str]
-    _sequences: list[_Sequence] = field(repr=False)
+    _sequences: list[Rowed] = field(repr=False)
     _after: Mapping[int, Sequence[int]] = field(repr=False)
+
+    def all_rows(self) -> list[Rows]:
+        """Return the rows of all requests."""
+        return [self.rows(request) for request in range(len(self.first_R))]
 
     def rows(self, request: int) -> Rows:
         """Return the rows of a request in order: its prompt, then all of its answer but the last.
@@ -67,7 +112,7 @@ class Drawing:
 
 
 def draw(
-    trace: RoutingTrace,
+    source: RoutingTrace | Sequences,
     requests: int,
     *,
     lengths: tuple[Sequence[int], Sequence[int]] | None = None,
@@ -78,8 +123,8 @@ def draw(
     """Choose the routing of every request.
 
     Args:
-        trace: The recorded sequences; what lacks a prompt or an answer is not used, unless no
-            sequence has an answer: then prompts are read again as answers.
+        source: The sequences; what lacks a prompt or an answer is not used, unless no sequence of
+            a trace has an answer: then prompts are read again as answers.
         requests: R.
         lengths: Prompt and output tokens of every request; those of its sequence if left out.
         weights: How often each task comes; as often as recorded if left out.
@@ -88,15 +133,16 @@ def draw(
 
     Raises:
         CapabilityError: The trace has no prompts.
-        UnknownNameError: A weight is given to a task that the trace does not have.
+        UnknownNameError: A weight is given to a task that there is not.
     """
-    sequences, notes = _sequences(trace)
+    found = Sequences.of(source) if isinstance(source, RoutingTrace) else source
+    sequences, notes = found.sequences, list(found.notes)
     usable = [s for s, one in enumerate(sequences) if len(one.prompt) and len(one.answer)]
     rng = np.random.default_rng(seed)
     by_task: dict[str, list[int]] = {}
     for s in usable if in_order else rng.permutation(usable).tolist():
-        by_task.setdefault(trace.task_R[s], []).append(s)
-    tasks = _tasks(trace, usable, by_task, requests, weights, rng, in_order=in_order)
+        by_task.setdefault(found.task_R[s], []).append(s)
+    tasks = _tasks(found.task_R, usable, by_task, requests, weights, rng, in_order=in_order)
     used = dict.fromkeys(by_task, 0)
     first_R = []
     for task in tasks:
@@ -113,38 +159,19 @@ def draw(
         prompt > len(sequences[s].prompt) or output - 1 > len(sequences[s].answer)
         for s, prompt, output in zip(first_R, prompt_R, output_R, strict=True)
     )
+    what, whole = found.what
     notes.insert(
         0,
-        f"the routing of {requests} requests is drawn from {len(set(first_R))} of "
-        f"{trace.requests} recorded sequences",
+        f"the {what} of {requests} requests is drawn from {len(set(first_R))} of "
+        f"{len(sequences)} {whole}",
     )
     if stitched:
         notes.append(f"{stitched} requests stitched from sequences of one task")
     return Drawing(first_R, prompt_R, output_R, tasks, stitched, notes, sequences, after)
 
 
-def _sequences(trace: RoutingTrace) -> tuple[list[_Sequence], list[str]]:
-    if not trace.has_prefill:
-        raise CapabilityError(
-            "the trace has no prompt rows, which requests that arrive begin with; record prompts "
-            "too, or replay it one sequence after another without --arrivals"
-        )
-    starts = trace.row_starts()
-    is_prefill_T = np.asarray(trace.is_prefill_T)
-    found = []
-    for request in range(trace.requests):
-        rows = np.arange(starts[request], starts[request + 1])
-        prompt = is_prefill_T[rows]
-        found.append(_Sequence(rows[prompt], rows[~prompt]))
-    if trace.has_decode:
-        return found, []
-    return [_Sequence(one.prompt, one.prompt) for one in found], [
-        "answers are prompt rows read again as decode steps (the trace is teacher-forced)"
-    ]
-
-
 def _tasks(
-    trace: RoutingTrace,
+    task_R: Sequence[str],
     usable: Sequence[int],
     by_task: Mapping[str, Sequence[int]],
     requests: int,
@@ -156,7 +183,7 @@ def _tasks(
     """Return the task of every request."""
     if weights is None:
         order = usable if in_order else rng.permutation(usable).tolist()
-        return [trace.task_R[order[r % len(order)]] for r in range(requests)]
+        return [task_R[order[r % len(order)]] for r in range(requests)]
     for task in weights:
         if task not in by_task:
             raise UnknownNameError("task in the trace", task, by_task)

@@ -11,7 +11,7 @@ Options of all but a file, which says how long its requests are: ``prompt`` and 
 of every request; ``lengths``, a log whose lengths are taken in its order; by default requests are
 as long as their recorded sequence. Options of all: ``requests``; ``mix=go:2/dialogue:1`` weighs
 tasks; ``order=recorded`` takes sequences unshuffled. A file also takes ``speed``: 2 lets its
-requests come twice as fast.
+requests come twice as fast. Requests that are texts are as long as those, whatever a log says.
 """
 
 import math
@@ -24,7 +24,7 @@ import numpy as np
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.simulator.key_values import key_values
 from moesim.simulator.serving.arrivals import Arrivals, OpenLoop, Users
-from moesim.simulator.serving.drawing import Drawing, draw
+from moesim.simulator.serving.drawing import Drawing, Sequences, draw
 from moesim.simulator.terms import SECOND_NS
 from moesim.traces import RoutingTrace
 from moesim.traces.request_log import RequestLog, load_requests
@@ -61,13 +61,13 @@ class RequestStream:
 
 
 def stream(
-    text: str, trace: RoutingTrace, *, requests: int | None = None, seed: int = 0
+    text: str, source: RoutingTrace | Sequences, *, requests: int | None = None, seed: int = 0
 ) -> RequestStream:
     """Return the requests that a spec asks for.
 
     Args:
         text: The spec; see the module.
-        trace: Whose routing they use.
+        source: Whose routing, or texts, they use.
         requests: How many, if the spec does not say; all of a file by default.
         seed: Of arrival times and of the order of sequences, in streams of their own.
 
@@ -92,9 +92,9 @@ def stream(
     if count is None:
         raise InputError(f"--arrivals {text}: how many requests? Add requests=N")
     drawn = draw(
-        trace,
+        source,
         count,
-        lengths=_lengths(text, given, reader, log, count),
+        lengths=_lengths(text, given, reader, log, count, source),
         weights=_mix(text, given.get("mix")),
         in_order=_in_order(text, given.get("order", "shuffled")),
         seed=int(drawing.generate_state(1)[0]),
@@ -188,8 +188,17 @@ def _lengths(
     reader: _Numbers,
     log: RequestLog | None,
     count: int,
+    source: RoutingTrace | Sequences,
 ) -> tuple[Sequence[int], Sequence[int]] | None:
     fixed = [name for name in ("prompt", "output") if name in given]
+    if isinstance(source, Sequences):
+        for name in ("lengths", *fixed):
+            if name in given:
+                raise InputError(
+                    f"--arrivals {text}: {name}={given[name]}: texts are as long as they are; "
+                    "leave it out, or serve the routes of a trace"
+                )
+        return None
     if "lengths" in given:
         if fixed:
             raise InputError(f"--arrivals {text}: give lengths=FILE or {fixed[0]}, not both")

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from moesim.simulator.demands import Open, StepRows, Workload
+from moesim.simulator.demands import Open, Step, StepRows, Workload
+from moesim.simulator.messages import FormStep
 from moesim.simulator.serving.arrivals import Arrivals
+from moesim.simulator.serving.limits import Formed
 from moesim.simulator.serving.stream import RequestStream
 from moesim.simulator.terms import Phase
 from moesim.traces import RoutingTrace
@@ -19,6 +21,10 @@ class ServedWorkload(Workload):
         stream: Who arrives.
         signals: Names of the trace's signals that the policies read.
         gates: Whether a policy reads the gate weights.
+        keep_formed: Whether to note the steps that are formed.
+
+    Attributes:
+        formed: The steps, if noted.
     """
 
     def __init__(
@@ -28,8 +34,10 @@ class ServedWorkload(Workload):
         *,
         signals: Sequence[str] = (),
         gates: bool = False,
+        keep_formed: bool = False,
     ) -> None:
         super().__init__(trace, signals=signals, gates=gates)
+        self.formed: list[Formed] | None = [] if keep_formed else None
         self._drawing = stream.drawing
         self._new_arrivals: Callable[[], Arrivals] = stream.new_arrivals
         self.requests = stream.requests
@@ -37,6 +45,13 @@ class ServedWorkload(Workload):
     def arrivals(self) -> Arrivals:
         """Return a fresh source of the requests."""
         return self._new_arrivals()
+
+    def begin(self, form: FormStep) -> Step:
+        """Begin the next step of these requests."""
+        step = super().begin(form)
+        if self.formed is not None:
+            self.formed.append(Formed.of(step))
+        return step
 
     def prompt_tokens(self, request: int) -> int:
         """Return the length of a prompt."""

@@ -43,6 +43,7 @@ class System(NamedFile):
         runtime: Runtime profile that it comes with, if one fits it better than the default.
         staging: How it uses staging room, in words.
         departures: Where this bundle differs from what it is named after, one line each.
+        engine: The engine that has these flags, and the version in which they were read.
         engine_flags: What to set in the real engine for a fair comparison, and to what.
     """
 
@@ -54,6 +55,7 @@ class System(NamedFile):
     runtime: Annotated[str, AfterValidator(_known_runtime)] | None = None
     staging: str = ""
     departures: list[str] = Field(default_factory=list)
+    engine: str = ""
     engine_flags: dict[str, str] = Field(default_factory=dict)
 
 

@@ -24,6 +24,7 @@ from moesim.simulator.messages import (
     Fact,
     FormStep,
     LayerDone,
+    Move,
     RequestArrived,
     RequestEnded,
     Reroute,
@@ -33,6 +34,7 @@ from moesim.simulator.messages import (
     StepEnded,
     Wait,
 )
+from moesim.simulator.terms import Tier
 from moesim.simulator.testing.witness import Witness
 
 Choose = Callable[[int], int]
@@ -183,8 +185,9 @@ class AdversarialDriver:
     def _end_one(self) -> bool:
         """End something that may end, and return whether there was anything."""
         copies = [n for n in self._copies if self._may_end(n)]
+        cpu = [n for n, run in self._cpu.items() if not any(m in self._copies for m in run.after)]
         can_gpu = bool(self._gpu) and not any(n in self._copies for n in self._gpu[0].after)
-        count = len(copies) + len(self._cpu) + len(self._asks) + can_gpu
+        count = len(copies) + len(cpu) + len(self._asks) + can_gpu
         if not count:
             return False
         at = self._choose(count)
@@ -192,12 +195,10 @@ class AdversarialDriver:
             self._end_copy(copies[at])
             return True
         at -= len(copies)
-        if at < len(self._cpu):
-            n = [*self._cpu][at]
-            del self._cpu[n]
-            self._ended.append(CpuRunEnded(n))
+        if at < len(cpu):
+            self._end_cpu_run(cpu[at])
             return True
-        at -= len(self._cpu)
+        at -= len(cpu)
         if at < len(self._asks):
             self._answer([*self._asks][at])
         else:
@@ -211,19 +212,30 @@ class AdversarialDriver:
         self._gpu.pop(0)
 
     def _end_through(self, n: int) -> None:
-        """End a copy, and before it those into the same place."""
-        copy = self._copies.get(n)
-        if copy is not None:
-            for other in [m for m, c in self._copies.items() if m < n and c.dst == copy.dst]:
-                self._end_copy(other)
+        """End a copy, and before it what it waits for and the copies into the same slot."""
+        if n in self._cpu:
+            for other in self._cpu[n].after:
+                self._end_through(other)
+            self._end_cpu_run(n)
+        elif n in self._copies:
+            for other in (*self._copies[n].after, *self._into_slot_before(n)):
+                self._end_through(other)
             self._end_copy(n)
 
     def _may_end(self, n: int) -> bool:
-        copy = self._copies[n]
-        running = {run.n for run in self._gpu} | self._cpu.keys()
-        return not any(run in running for run in copy.after) and not any(
-            m < n and other.dst == copy.dst for m, other in self._copies.items()
-        )
+        open_ = {run.n for run in self._gpu} | self._cpu.keys() | self._copies.keys()
+        return open_.isdisjoint(self._copies[n].after) and not self._into_slot_before(n)
+
+    def _into_slot_before(self, n: int) -> list[int]:
+        """Return the earlier copies into the same slot; RAM and a neighbour have no slots."""
+        place = self._copies[n].dst
+        if place.tier is not Tier.VRAM or place.device:
+            return []
+        return [m for m, copy in self._copies.items() if m < n and copy.dst == place]
+
+    def _end_cpu_run(self, n: int) -> None:
+        del self._cpu[n]
+        self._ended.append(CpuRunEnded(n))
 
     def _end_copy(self, n: int) -> None:
         del self._copies[n]
@@ -261,7 +273,7 @@ class AdversarialDriver:
                 self._form = command
             case LayerDone():
                 self._done_layer = command.layer
-            case Wait() | Reroute():
+            case Wait() | Reroute() | Move():
                 pass
             case _:
                 raise AssertionError(f"no policy of today's controller commands {command}")

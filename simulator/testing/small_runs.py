@@ -10,10 +10,13 @@ from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.engine_counts import count
 from moesim.simulator.errors import InputError
+from moesim.simulator.gpus_plan import plan_gpus
 from moesim.simulator.host import Host
-from moesim.simulator.memory import MemoryPlan, MemorySpec
+from moesim.simulator.memory import MemoryPlan, MemorySpec, Server
+from moesim.simulator.memory import plan as divide_one
 from moesim.simulator.messages import Command, Copy, LayerDone, Reroute, Run
 from moesim.simulator.models.cost_shape import CostShape
+from moesim.simulator.placement import COUNTED, PLACEMENTS
 from moesim.simulator.policies.base import Policy
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.run_spec import RunSpec
@@ -23,6 +26,7 @@ from moesim.simulator.serving.spec import Serving
 from moesim.simulator.testing.adversary import AdversarialDriver, Choose
 from moesim.simulator.testing.tiny import tiny_trace
 from moesim.simulator.testing.witness import Witness
+from moesim.simulator.tiers_plan import TierPlan
 from moesim.traces import RoutingTrace
 
 EXPERT_BYTES = 1_000_000
@@ -68,6 +72,9 @@ def small_run(
     serving: Serving | None = None,
     kv: str | None = None,
     kv_bytes_per_token: int = 0,
+    tiers: TierPlan | None = None,
+    gpus: int = 1,
+    placement: str = PLACEMENTS[0],
 ) -> Prepared:
     """Return a run that is ready to be driven: ``controller()`` and ``workload()`` are fresh ones.
 
@@ -88,6 +95,9 @@ def small_run(
         serving: Who arrives; one recorded request after another by default.
         kv: Room for their KV caches.
         kv_bytes_per_token: What a position of context takes of it in each layer.
+        tiers: Where experts lie that are not in VRAM; in RAM by default.
+        gpus: GPUs that serve; the room is shared out over them.
+        placement: How experts are spread over them.
     """
     sizes_L = list(expert_bytes_L or [EXPERT_BYTES] * trace.layers)
     shape = CostShape.from_bytes(
@@ -109,7 +119,8 @@ def small_run(
     chosen: dict[Axis, AnyPolicy] = {"cache": cache, "prefetch": prefetch, "schedule": schedule}
     policies = {axis: as_spec(axis, policy) for axis, policy in chosen.items()}
     needs = frozenset().union(*(policy.needs for policy in policies.values()))
-    if profile_trace is None and needs & {"profile", "transitions"}:
+    needs |= frozenset() if tiers is None else tiers.needs
+    if profile_trace is None and (needs & {"profile", "transitions"} or placement in COUNTED):
         profile_trace = tiny_trace(
             layers=trace.layers, experts=trace.experts, top_k=trace.top_k, seed=seed + 1
         )
@@ -123,12 +134,34 @@ def small_run(
         seed=seed,
         ask_ns=ask_ns or {},
         serving=serving,
+        gpus=gpus,
+        placement=placement,
     )
+    plan, spread = None, None
+    given = MemorySpec(expert_budget=f"{budget_bytes}B", kv=kv)
+    if gpus > 1:
+
+        def divide(
+            given: MemorySpec, costs: CostModel, context: int, server: Server | None = None
+        ) -> MemoryPlan:
+            nonlocal spread
+            spread, divided = plan_gpus(
+                gpus, placement, given, costs, context, server, profile_trace
+            )
+            return divided
+
+        plan = divide
     if serving is not None:
-        given = MemorySpec(expert_budget=f"{budget_bytes}B", kv=kv)
-        served = serve(serving, trace, policies, costs, given, seed=seed)
+        served = serve(serving, trace, policies, costs, given, seed=seed, divide=plan or divide_one)
         memory = served.memory
-        return Prepared(spec, costs.profile, costs.runtime, costs, memory, policies, [], served)
+        return Prepared(
+            spec, costs.profile, costs.runtime, costs, memory, policies, [], served, tiers, spread
+        )
+    if plan is not None:
+        memory = plan(given, costs, 1)
+        return Prepared(
+            spec, costs.profile, costs.runtime, costs, memory, policies, [], gpus=spread
+        )
     fixed_bytes = shape.resident_bytes + costs.workspace_bytes
     memory = MemoryPlan(
         total_bytes=fixed_bytes + budget_bytes,
@@ -137,7 +170,7 @@ def small_run(
         workspace_bytes=costs.workspace_bytes,
         expert_bytes=budget_bytes,
     )
-    return Prepared(spec, costs.profile, costs.runtime, costs, memory, policies, [])
+    return Prepared(spec, costs.profile, costs.runtime, costs, memory, policies, [], tiers=tiers)
 
 
 def adversarial(
@@ -145,14 +178,13 @@ def adversarial(
 ) -> AdversarialDriver:
     """Return a driver for the run that ends things as it likes; ``run()`` it."""
     controller = controller or run.controller()
-    needs = frozenset().union(*(policy.needs for policy in run.policies.values()))
     return AdversarialDriver(
         controller,
         run.workload(),
         budget_bytes=run.memory.expert_bytes,
         choose=choose,
         compute=controller.compute,
-        declared=needs,
+        declared=run.needs,
     )
 
 
@@ -172,9 +204,10 @@ def engine(
         splits=controller.residency.is_split,
         budget_bytes=run.memory.expert_bytes,
         compute=controller.compute,
-        ask_ns=run.spec.ask_ns,
+        ask_ns=run.ask_ns,
         keep_spans=keep_spans,
         terms=None if run.served is None else run.served.terms,
+        gpus=run.gpus,
     )
 
 

@@ -24,6 +24,7 @@ from moesim.simulator.messages import (
     FormStep,
     LayerDone,
     LayerRouted,
+    Move,
     Reroute,
     Run,
     RunBegan,
@@ -34,8 +35,9 @@ from moesim.simulator.messages import (
 )
 from moesim.simulator.residency import Residency
 from moesim.simulator.terms import Cause, Place, Tier
+from moesim.simulator.testing.tier_witness import TierWitness
 
-Numbered = (Copy, Run, Ask, WakeAt)
+Numbered = (Copy, Run, Move, Ask, WakeAt)
 
 
 class Witness:
@@ -50,6 +52,7 @@ class Witness:
         self.controller = controller
         self.commands: list[Command] = []
         self._residency = controller.residency
+        self._tiers = TierWitness(controller.shelves) if controller.shelves else None
         self._now_ns = 0
         self._kinds: list[type] = [type(None)]  # of the commands by number; there is no number 0
         self._on_the_way: dict[int, Copy] = {}
@@ -58,6 +61,7 @@ class Witness:
         self._content: dict[Place, int] = {}  # whose bytes were last sent to a place
         self._place: dict[int, Place] = {}  # where an expert's bytes were last sent
         self._brought: dict[int, int] = {}  # expert -> the copy that did it
+        self._leaves: dict[Place, int] = {}  # the copy that takes what lies there to another tier
         self._in_step = False
         self._layer = -1  # the layer that is routed and not done
         self._lossy = controller.lossy
@@ -96,10 +100,14 @@ class Witness:
         self._now_ns = now_ns
         for fact in facts:
             self._learn(fact)
+            if self._tiers is not None:
+                self._tiers.learn(fact)
         commands = self.controller.handle(facts, now_ns)
         for fact in facts:
             if isinstance(fact, RunBegan):
                 self._learn_residents(fact)
+        if self._tiers is not None:
+            self._tiers.check(commands, self._content)
         for command in commands:
             self._check(command)
         self._check_rooms()
@@ -135,6 +143,8 @@ class Witness:
             pool = self._residency.pool_of(expert)
             assert pool is not None, f"law 1: initial expert {expert} has no room"
             self._lay(expert, pool.rooms[expert], 0)
+        if self._tiers is not None:
+            self._tiers.began()
 
     def _unit(self, expert: int, part: int) -> int:
         return part * self._residency.experts_total + expert
@@ -162,7 +172,7 @@ class Witness:
         ends.
         """
         pool, loading = self._residency.pool_of(expert), self._residency.loading
-        if pool is not self._residency.staging:
+        if pool is None or not pool.is_staging:
             return pool is not None
         return expert not in loading or loading[expert] in self._on_the_way
 
@@ -188,6 +198,8 @@ class Witness:
             self._asked.add(command.n)
         elif isinstance(command, Reroute):
             self._check_reroute(command)
+        elif isinstance(command, Move):
+            self._check_move(command)
         if isinstance(command, Numbered):
             self._kinds.append(type(command))
 
@@ -207,14 +219,32 @@ class Witness:
             served[at] = expert
         self._to_run = dict(Counter(expert for expert in served if expert is not None))
 
-    def _check_after(self, command: Copy | Run, kind: type) -> None:
+    def _check_move(self, move: Move) -> None:
+        """Between two steps an expert that is ready may move to where nobody is."""
+        assert not self._in_step, f"law 3: {move} inside a step"
+        expert = self._unit(move.expert, move.part)
+        assert self._place.get(expert) == move.src, f"law 4: {move}, but it does not lie there"
+        assert self._brought[expert] not in self._on_the_way, f"law 4: {move}, still on its way"
+        self._lay(expert, move.dst, self._brought[expert])
+
+    def _check_after(self, command: Copy | Run, *kinds: type) -> None:
         for n in command.after:
             assert 0 < n < len(self._kinds), f"{command} waits for {n}, not handed over before"
-            assert self._kinds[n] is kind, f"{command} waits for {n}, which is no {kind.__name__}"
+            names = " or ".join(kind.__name__ for kind in kinds)
+            assert self._kinds[n] in kinds, f"{command} waits for {n}, which is no {names}"
 
     def _check_copy(self, copy: Copy) -> None:
-        self._check_after(copy, Run)
+        self._check_after(copy, *((Run,) if self._tiers is None else (Run, Copy)))
         expert, place = self._unit(copy.expert, copy.part), copy.dst
+        if copy.src in self._content:
+            self._leaves[copy.src] = copy.n
+        if place.tier is not Tier.VRAM or (place.device and self._tiers is not None):
+            self._on_the_way[copy.n] = copy
+            return
+        leaves = self._leaves.pop(place, 0)
+        assert leaves not in self._on_the_way or leaves in copy.after, (
+            f"law 4: copy {copy.n} overwrites what copy {leaves} still reads"
+        )
         if copy.cause is Cause.DEMAND:
             assert expert in self._to_run, f"law 2: {copy}, not needed by layer {self._layer}"
             assert expert not in self._copied, f"law 2: {copy}, the second in an event"
@@ -259,6 +289,9 @@ class Witness:
             if not on_gpu:
                 continue
             assert expert in self._place, f"law 4: {run} runs expert {expert} without its weights"
+            assert self._place[expert].device == run.device.number, (
+                f"law 4: {run} runs expert {expert}, which is on another GPU"
+            )
             brought = self._brought[expert]
             assert brought not in self._on_the_way or brought in run.after, (
                 f"law 4: {run} does not wait for copy {brought}, which brings expert {expert}"
@@ -292,17 +325,17 @@ class Witness:
         except AssertionError as error:
             raise AssertionError(f"law 1: {error}") from None
         spans = []
-        for pool in (*residency.caches, residency.staging):
+        for pool in residency.pools():
             for expert, place in pool.rooms.items():
                 laid = self._place.get(expert)
                 assert laid == place, f"law 1: expert {expert} has room at {place}, sent to {laid}"
                 assert place.tier is Tier.VRAM, f"law 1: {place} is not in VRAM"
                 if place.offset_bytes is not None:
                     end_bytes = place.offset_bytes + residency.size(expert)
-                    spans.append((place.offset_bytes, end_bytes, expert))
+                    spans.append(((place.device, place.offset_bytes), end_bytes, expert))
         spans.sort()
-        for (_, end_bytes, one), (begin_bytes, _, other) in pairwise(spans):
-            assert end_bytes <= begin_bytes, f"law 1: experts {one} and {other} share bytes"
+        for ((gpu, _), end_bytes, one), (begin, _, other) in pairwise(spans):
+            assert (gpu, end_bytes) <= begin, f"law 1: experts {one} and {other} share bytes"
         for expert in self._held:
             assert residency.has_room(expert), (
                 f"law 3: expert {expert} left before run {self._reads[expert]} had ended"

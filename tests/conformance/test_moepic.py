@@ -1,6 +1,7 @@
 """MoEpic's rules on traces short enough to follow: what is copied, what runs, what stays."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from moesim.simulator import systems
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import BudgetError
 from moesim.simulator.ledger import check
-from moesim.simulator.messages import Copy, Run, StepBegan
+from moesim.simulator.messages import Ask, Command, Copy, Run, StepBegan
 from moesim.simulator.policies.base import Demand, PrefetchPolicy, View, Wish
 from moesim.simulator.terms import Cause
 from moesim.simulator.testing import (
@@ -24,10 +25,11 @@ from moesim.simulator.testing import (
     tiny_trace,
     trace_of,
 )
-from moesim.traces import RoutingTrace
+from moesim.traces import RoutingTrace, load
 
 TOP, BOTTOM = 0, 1
 PAIR = ("moepic", "moepic-static")
+AT_ONCE = systems.load("moepic").cache.replace("ask=true", "ask=false")
 MEGABYTE = 1_000_000
 """Of an expert of the small runs; half of it is a part."""
 
@@ -203,27 +205,99 @@ def bundle(name: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def sample() -> RoutingTrace:
-    """Return two requests with every signal."""
-    return tiny_trace(layers=4, experts=12, top_k=2, decode_tokens=12)
+    """Return two requests with every signal, twice: the second asks, the third finds new pools."""
+    two = tiny_trace(layers=4, experts=12, top_k=2, decode_tokens=12)
+    return two.select_requests([0, 1, 0, 1])
 
 
 def test_pools_are_cut_as_a_step_begins_with_no_request_in_service(sample: RoutingTrace) -> None:
-    """All rebalancing follows the beginning of the second request, and its bytes are counted."""
+    """The second request's first step asks, the third's cuts, and what fills pools is counted."""
     controller = counted(small_run(sample, **bundle("moepic"), slots=24))
     steps = [
         next(fact.step for fact in facts if isinstance(fact, StepBegan))
         for facts, _, commands in controller.log or ()
         if any(isinstance(c, Copy) and c.cause is Cause.REBALANCE for c in commands)
     ]
-    assert steps == [13]  # the first request has a prompt and 12 tokens
+    assert steps == [26]  # each request has a prompt and 12 tokens
+    asked = [
+        next(fact.step for fact in facts if isinstance(fact, StepBegan))
+        for facts, _, commands in controller.log or ()
+        if any(isinstance(c, Ask) for c in commands)
+    ]
+    assert asked == [13]  # and no more: 5,000 tokens have not passed
     copies = [c for c in logged(controller) if isinstance(c, Copy) and c.cause is Cause.REBALANCE]
     assert {TOP} == {copy.part for copy in copies}
     assert controller.counts.bytes_rebalance > 0
 
 
+def test_a_search_takes_its_time(sample: RoutingTrace) -> None:
+    """An answer that comes after the third request has begun waits for the fourth."""
+
+    def cut_at(ask_ns: int) -> list[int]:
+        run = small_run(sample, **bundle("moepic"), slots=24, ask_ns={"split_search": ask_ns})
+        controller = run.controller(keep_log=True)
+        engine(run, controller).run()
+        return [
+            next(fact.step for fact in facts if isinstance(fact, StepBegan))
+            for facts, _, commands in controller.log or ()
+            if any(isinstance(c, Copy) and c.cause is Cause.REBALANCE for c in commands)
+        ]
+
+    run = small_run(sample, **bundle("moepic"), slots=24)
+    requests = engine(run, run.controller()).run().requests
+    second_ns = requests[2].began_ns - requests[1].began_ns
+    assert cut_at(second_ns // 2) == [26]
+    assert cut_at(second_ns + second_ns // 2) == [39]
+    assert cut_at(10 * second_ns) == []
+
+
+def test_without_an_ask_a_search_takes_no_time(sample: RoutingTrace) -> None:
+    """It finds what is asked for, a request earlier."""
+    policies = bundle("moepic")
+    at_once = counted(small_run(sample, **(policies | {"cache": AT_ONCE}), slots=24))
+    steps = [
+        next(fact.step for fact in facts if isinstance(fact, StepBegan))
+        for facts, _, commands in at_once.log or ()
+        if any(isinstance(c, Copy) and c.cause is Cause.REBALANCE for c in commands)
+    ]
+    assert steps == [13]
+
+
+def test_its_search_is_refreshed_every_5000_tokens(shared_data: Path) -> None:
+    """On 13,000 tokens that were recorded it searches thrice: once to begin with, then twice.
+
+    Each time it does so as a request begins, the first for which so many tokens have passed; the
+    next one finds pools cut anew, and the bytes that fill them are those of the tops.
+    """
+    recorded = load(shared_data / "traces" / "gpt-oss-20b")
+    trace = recorded.head(requests=44)
+    starts = trace.row_starts()
+    cache = "adaptive_split:foresees=false,refresh=5000,ask=true/lcp"
+    controller = counted(small_run(trace, cache=cache, slots=24 * 8))
+    begun = [
+        (next(fact.step for fact in facts if isinstance(fact, StepBegan)), commands)
+        for facts, _, commands in controller.log or ()
+        if any(isinstance(fact, StepBegan) for fact in facts)
+    ]
+    asked = [step for step, commands in begun if any(isinstance(c, Ask) for c in commands)]
+    first = int(starts[1])
+    second = int(starts[starts >= first + 5000][0])
+    third = int(starts[starts >= second + 5000][0])
+    assert asked == [first, second, third]
+    cut = [step for step, commands in begun if any(_is_rebalancing(c) for c in commands)]
+    assert cut == [int(starts[starts > step][0]) for step in asked]
+    moved = sum(any(map(_is_rebalancing, [c])) for _, commands in begun for c in commands)
+    assert controller.counts.bytes_rebalance == moved * MEGABYTE  # whole tops: nothing is foreseen
+
+
+def _is_rebalancing(command: Command) -> bool:
+    return isinstance(command, Copy) and command.cause is Cause.REBALANCE
+
+
 def test_the_bytes_of_a_rebalancing_take_their_time(sample: RoutingTrace) -> None:
     """Both engines charge them to the link, to the same nanosecond."""
-    run = small_run(sample, **bundle("moepic"), slots=24, window_bytes=3 * MEGABYTE)
+    soon_ns = {"split_search": 1_000}
+    run = small_run(sample, **bundle("moepic"), slots=24, window_bytes=3 * MEGABYTE, ask_ns=soon_ns)
     found = []
     for name in ("clock", "simpy"):
         controller = run.controller()
@@ -257,7 +331,7 @@ def test_it_keeps_the_laws_in_any_order_of_ends(
 
 
 def test_where_only_the_split_differs_so_do_decisions(sample: RoutingTrace) -> None:
-    """With and without its configurator it begins alike, and parts at the second request."""
+    """With and without its configurator it begins alike, and parts at the third request."""
     logs = [logged(counted(small_run(sample, **bundle(name), slots=24))) for name in PAIR]
     alike = next(at for at, (a, b) in enumerate(zip(*logs, strict=False)) if a != b)
     assert alike > 100

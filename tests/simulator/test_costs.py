@@ -80,9 +80,17 @@ def test_an_expert_in_pieces_pays_once_per_piece() -> None:
 def test_the_first_copy_after_a_pause_takes_longer() -> None:
     """The extra is paid once, and only to the GPU."""
     costs = CostModel.for_tests()
-    assert costs.copy_ns(MB, after_pause=True) == 305_000
-    assert costs.copy_ns(MB, "d2h", after_pause=True) == 105_000
+    assert costs.copy_ns(MB, idle_ns=10**9) == 305_000
+    assert costs.copy_ns(MB, "d2h", idle_ns=10**9) == 105_000
     assert costs.pause_threshold_ns == 100_000_000
+
+
+def test_a_copy_starts_late_where_the_engine_stood_still() -> None:
+    """What is handed to a busy engine starts at once; after a pause both are paid."""
+    costs = CostModel.for_tests(runtime={"copy_start_ns": 7_000})
+    assert costs.copy_ns(MB) == 105_000
+    assert costs.copy_ns(MB, idle_ns=1) == 112_000
+    assert costs.copy_ns(MB, idle_ns=10**9) == 312_000
 
 
 def test_pageable_memory_is_copied_at_its_own_rate_and_blocks() -> None:

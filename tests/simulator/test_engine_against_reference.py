@@ -27,7 +27,9 @@ from moesim.simulator.messages import (
     StepBegan,
     StepEnded,
 )
+from moesim.simulator.registry import parse
 from moesim.simulator.runs import ENGINES, Prepared
+from moesim.simulator.terms import Tier
 from moesim.simulator.testing import (
     SPLIT_AT_RANDOM,
     WISH_AT_RANDOM,
@@ -35,6 +37,7 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
+from moesim.simulator.tiers_plan import TierPlan
 
 
 class Recorder:
@@ -69,6 +72,21 @@ class Job:
     number: int = 0
     begins_ns: int = -1
     ends_ns: int = -1
+
+
+SERVERS = ("gpu", "h2d", "cpu", "d2h", "peer", "peer_out", "nvme")
+
+
+def server_of(copy: Copy) -> str:
+    """Return the engine that carries a copy out."""
+    src, dst = copy.src, copy.dst
+    if src.tier is Tier.NVME:
+        return "nvme"
+    if src.tier is Tier.RAM:
+        return "h2d"
+    if dst.tier is Tier.RAM:
+        return "d2h"
+    return "peer_out" if dst.device else "peer"
 
 
 class Reference:
@@ -113,7 +131,7 @@ class Reference:
             if isinstance(command, Copy):
                 free_ns += costs.copy_issue_ns(1)
                 size = self.sizes_L[command.expert // self.trace.experts]
-                job = Job("h2d", command, size, free_ns, command.after, command.n)
+                job = Job(server_of(command), command, size, free_ns, command.after, command.n)
                 self.jobs.append(job)
                 if costs.copies_block_host:
                     self._time()
@@ -153,7 +171,7 @@ class Reference:
         costs = self.costs
         waiting = list(self.jobs)
         ends_ns: dict[int, int] = {}
-        free_ns = {"gpu": 0, "h2d": 0, "cpu": 0}
+        free_ns = dict.fromkeys(SERVERS, 0)
         copies: list[Job] = []
         while waiting:
             heads = {}
@@ -167,9 +185,11 @@ class Reference:
             begins_ns, job = min(may_begin, key=lambda pair: (pair[0], pair[1].server == "gpu"))
             ns = job.ns
             if job.server == "h2d":
-                paused = begins_ns - free_ns["h2d"] > costs.pause_threshold_ns
-                ns = costs.copy_ns(job.ns, after_pause=paused)
+                ns = costs.copy_ns(job.ns, idle_ns=begins_ns - free_ns["h2d"])
                 copies.append(job)
+            elif isinstance(job.label, Copy):
+                kind = job.server.removesuffix("_out")
+                ns = costs.copy_ns(job.ns, kind)  # type: ignore[arg-type]  # it is one
             elif job.server == "gpu" and any(c.begins_ns <= begins_ns < c.ends_ns for c in copies):
                 ns = costs.slowed_ns(ns, is_run=isinstance(job.label, Run))
             job.begins_ns, job.ends_ns = begins_ns, begins_ns + ns
@@ -231,7 +251,7 @@ def check_one(run: Prepared, name: str) -> Reference:
     timings = served.run()
     reference = Reference(run, recorder.calls)
     assert served.spans is not None
-    for server in ("h2d", "gpu", "cpu"):
+    for server in SERVERS:
         expected = [
             (job.label, job.begins_ns, job.ends_ns)
             for job in reference.jobs
@@ -298,6 +318,7 @@ def test_every_time_is_that_of_the_reference(data: st.DataObject) -> None:
             "expert_fixed_ns": draw(st.integers(1, 6)),
             "head_fixed_ns": draw(st.integers(1, 6)),
             "expert_after_copy_ns": draw(durations),
+            "copy_start_ns": draw(durations),
             "expert_while_copying_ns": draw(durations),
             "hand_over_ns": draw(durations),
             "notice_ns": draw(durations),
@@ -306,6 +327,75 @@ def test_every_time_is_that_of_the_reference(data: st.DataObject) -> None:
         seed=draw(st.integers(0, 30)),
     )
     run.costs.decides_on = draw(st.sampled_from(["host", "device"]))
+    check_engine(run)
+
+
+@given(st.data())
+def test_every_time_is_that_of_the_reference_in_tiers_too(data: st.DataObject) -> None:
+    """The same where experts come from NVMe and from another GPU, and go down again."""
+    draw = data.draw
+    size = 100
+    layers = draw(st.integers(1, 2))
+    lru = parse("cache", "lru")
+    has_host, has_peer = draw(st.sampled_from([(True, True), (True, False), (False, True)]))
+    plan = TierPlan(
+        parse("cache", draw(st.sampled_from(["lru", "transient", "lfu"]))) if has_host else None,
+        draw(st.integers(1, 6)) * size,
+        lru if has_peer else None,
+        draw(st.integers(1, 3)) * size,
+        is_exclusive=has_host and draw(st.booleans()),
+        starts_empty=draw(st.booleans()),
+    )
+    rate = st.integers(1, 12).map(lambda ns: 10**11 // ns)
+    run = small_run(
+        tiny_trace(
+            layers=layers,
+            experts=4,
+            prompt_tokens=draw(st.integers(0, 3)),
+            decode_tokens=3,
+            seed=draw(st.integers(0, 30)),
+        ),
+        cache=draw(st.sampled_from(["lru", "fifo", "transient"])),
+        prefetch=draw(st.sampled_from(["none", WISH_AT_RANDOM, "next_gate"])),
+        schedule=draw(st.sampled_from(["resident_first", SPLIT_AT_RANDOM, "cpu_on_miss"])),
+        slots=draw(st.integers(4, 7)),
+        expert_bytes_L=[size] * layers,
+        window_bytes=draw(st.sampled_from([1, 150, 1_000])),
+        machine={
+            "memory_bytes_per_s": 10**15,
+            "flop_per_s": 10**18,
+            "link_bytes_per_s": draw(rate),
+            "peer_bytes_per_s": draw(rate),
+            "peer_latency_ns": draw(durations),
+            "nvme_bytes_per_s": draw(rate),
+            "nvme_latency_ns": draw(durations),
+            "link_latency_ns": 0,
+            "first_copy_extra_ns": draw(durations),
+            "pause_threshold_ns": draw(st.integers(1, 20)),
+            "slow_down_ppm": draw(st.sampled_from([0, 500_000])),
+            "cpu_bytes_per_s": draw(rate),
+            "cpu_flop_per_s": 10**18,
+        },
+        runtime={
+            "blocking": draw(st.booleans()) and draw(st.booleans()),
+            "copy_issue_ns": draw(st.integers(1, 4)),
+            "launch_layer_ns": draw(durations),
+            "launch_run_ns": draw(durations),
+            "launch_per_expert_ns": draw(durations),
+            "router_wait_ns": draw(durations),
+            "poll_ns": draw(durations),
+            "dense_fixed_ns": draw(st.integers(1, 6)),
+            "expert_fixed_ns": draw(st.integers(1, 6)),
+            "head_fixed_ns": draw(st.integers(1, 6)),
+            "expert_after_copy_ns": draw(durations),
+            "copy_start_ns": draw(durations),
+            "hand_over_ns": draw(durations),
+            "notice_ns": draw(durations),
+            "decision_ns": (draw(durations), 0, draw(st.integers(0, 1))),
+        },
+        tiers=plan,
+        seed=draw(st.integers(0, 30)),
+    )
     check_engine(run)
 
 

@@ -186,6 +186,7 @@ def test_the_engines_agree_whatever_ties(folder: Folder, data: st.DataObject) ->
         dense_fixed_ns=draw(durations),
         expert_fixed_ns=draw(durations),
         expert_after_copy_ns=draw(durations),
+        copy_start_ns=draw(durations),
         expert_while_copying_ns=draw(durations),
         head_fixed_ns=draw(durations),
         hand_over_ns=draw(durations),

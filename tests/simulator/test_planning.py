@@ -91,7 +91,7 @@ def test_a_model_that_does_not_fit_says_so(options: RunOptions, tmp_path: Path) 
             "cost_of": "mixtral-8x22b",
         }
     )
-    (verdict,) = search(heavy, [Candidate("rtx4060-laptop")], {"mean_tpot_ms": 1e9})
+    (verdict,) = search(heavy, [Candidate("a100-40gb")], {"mean_tpot_ms": 1e9})
     assert verdict.slots is None
     assert verdict.runs == 0
     assert verdict.reason.startswith("does not fit: ")

@@ -76,7 +76,7 @@ def test_a_long_run_gives_the_row_of_a_short_one(
         if "request_tpot" in name:
             assert kept[name] == pytest.approx(long[name], abs=2e-6)
     assert long["bound_tpot_ms"] is None
-    assert "no bounds: the trace has more than" in long["notes"]
+    assert "no bounds: what is served has more than" in long["notes"]
 
 
 def test_a_chunked_trace_gives_the_same_row(

@@ -1,5 +1,6 @@
 """Evict the expert that is least likely to be used, by prediction and by count."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from moesim.simulator.policies.base import RunInfo, View
@@ -23,7 +24,6 @@ class LikelyUse(LowestScore):
 
     paper = "FineMoE (EuroSys'26, arXiv 2502.05370) section 4.5; its demo's task_scheduler.cpp"
     timing_free = False
-    steady = False
 
     def __init__(self, run: RunInfo, *, key: Literal["exact", "integer"] = "exact") -> None:
         super().__init__(run)
@@ -46,7 +46,8 @@ class LikelyUse(LowestScore):
         self._uses.leave(expert)
         super().on_evict(expert, view)
 
-    def score(self, expert: int, view: View) -> float:
+    def scores(self, experts: Sequence[int], view: View) -> list[float]:
         """Return probability times uses."""
-        value = view.predicted.get(expert, self._even) * self._uses.of[expert]
-        return int(value) if self._cuts else value
+        probability, even, uses = view.predicted.get, self._even, self._uses.of
+        values = [probability(expert, even) * uses[expert] for expert in experts]
+        return [int(value) for value in values] if self._cuts else values

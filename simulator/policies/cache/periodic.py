@@ -1,15 +1,25 @@
 """Hold the experts predicted for the next prompts; predict again every so many prompts."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from moesim.simulator.errors import BudgetError, InputError
-from moesim.simulator.policies.base import CachePolicy, Evictable, Question, RunInfo, View
+from moesim.simulator.errors import InputError
+from moesim.simulator.policies.base import (
+    CachePolicy,
+    Evictable,
+    Partition,
+    Question,
+    RunInfo,
+    View,
+)
+from moesim.simulator.policies.expert_network import Variant
+from moesim.simulator.policies.first_prompts import all_at_first
+from moesim.simulator.policies.foretelling import Predictor, foreteller
 from moesim.simulator.policies.prompt_uses import Floats, PromptUses
 from moesim.simulator.policies.quotas import Scope, split, staging_bytes
-from moesim.simulator.policies.task_uses import OnlineMixture, TaskUses
 from moesim.simulator.terms import Verdict
 
 __all__ = ["Periodic"]
@@ -33,15 +43,21 @@ class Periodic(CachePolicy):
             ``light`` a mixture of counters by task and recency, fitted on the profile trace (not
             the paper's); ``task`` what the running requests' tasks used in the profile trace,
             weighed by their tokens (the paper's N_i); ``signal`` what a signal of the trace says;
-            ``random`` draws.
+            ``network`` asks a trained XLNet with what the latest prompts chose; ``random`` draws.
         signal: That signal: use of each expert by each request, such as ``predicted_use_RLE``.
+        file: That network's file, which moesim train-predictor writes.
+        variant: Which of its networks: ``all_layers`` (eMoE-A, and -E at p = 1) or ``by_layer``
+            (eMoE-L).
         window: Prompts that ``recent`` and ``adapt`` look back. A predictor by recent prompts is
             first asked when they are so many, or a period is over.
         sensitivity: Signal that says by request how much a layer's routing matters, in [0, 1];
             empty takes 1. A layer that matters to no request of the step keeps its experts.
         first: ``profile`` begins with the most used of the profile trace, within the budget;
-            ``none`` with whatever has the lowest ids. ``all``, as the paper, loads all experts at
-            the first prompt and exceeds the budget: it is refused unless the budget holds them.
+            ``none`` with whatever has the lowest ids. ``all``, as the paper, begins with all
+            experts, for which the run's budget must have room (the peak), and holds ``held`` of
+            each layer from the first prediction on (steady); a schedule that reroutes or skips
+            misses must stand beside it. That first set is copied again, those there included.
+        held: Experts of each layer that are held after ``first=all``.
         adapt: Predict before every prompt, and change the set only if the latest prompts would
             have saved more bytes in ``period`` prompts than the change moves.
         ask: Have the prediction computed beside the host, as eMoE's own process does: the set
@@ -65,11 +81,14 @@ class Periodic(CachePolicy):
         run: RunInfo,
         *,
         period: int = 40,
-        predictor: Literal["recent", "best_window", "light", "task", "signal", "random"] = "recent",
+        predictor: Predictor = "recent",
         signal: str = "predicted_use_RLE",
+        file: Path | None = None,
+        variant: Variant = "all_layers",
         window: int = 20,
         sensitivity: str = "",
         first: Literal["profile", "none", "all"] = "none",
+        held: int | None = None,
         adapt: bool = False,
         ask: bool = False,
         scope: Scope = "per_layer",
@@ -83,21 +102,16 @@ class Periodic(CachePolicy):
                 raise InputError(
                     f"cache policy periodic: option {name}={value}: expected at least 1"
                 )
-        self._period, self._predictor, self._signal = period, predictor, signal
-        self._sensitivity, self._first, self._adapts = sensitivity, first, adapt
+        self._period, self._adapts, self._asks = period, adapt, ask
+        self._sensitivity = sensitivity
         self._scope: Scope = scope
         self._window = window
         self._staging_bytes = 0 if staging == 0 else staging_bytes(run, staging)
+        self._beginning = all_at_first(
+            run, first=first, held=held, scope=scope, staging_bytes=self._staging_bytes
+        )
         self._uses = PromptUses(run, "best" if predictor == "best_window" else window, self._chosen)
-        self._tasks = TaskUses(run) if predictor == "task" else None
-        self._light = OnlineMixture(run) if predictor == "light" else None
-        everything_bytes = run.experts * sum(run.expert_bytes_L)
-        if first == "all" and run.budget_bytes - self._staging_bytes < everything_bytes:
-            raise BudgetError(
-                f"cache policy periodic: first=all holds {everything_bytes} bytes of experts for "
-                f"the first prompt, beyond the budget of {run.budget_bytes}, and a budget does not "
-                "change during a run yet; take first=profile"
-            )
+        self._foreteller = foreteller(run, predictor, self._uses, signal, file, variant)
         first_LE = np.zeros((run.layers, run.experts))
         if first == "profile":
             assert run.popularity_LE is not None
@@ -107,9 +121,10 @@ class Periodic(CachePolicy):
         self._score: list[float] = first_LE.ravel().tolist()
         self._set = frozenset(self._chosen(first_LE))
         self._pending: list[int] = []
-        self._next = 0
-        self._asks = ask
-        self._question: list[list[float]] | None = None
+        self._next = period if self._has_all else 0
+        self._has_predicted = False
+        self._step = -1
+        self._question: Any | None = None
 
     @classmethod
     def needs_for(cls, options: Mapping[str, Any]) -> frozenset[str]:
@@ -123,8 +138,28 @@ class Periodic(CachePolicy):
             needs.add("profile")
         return frozenset(needs)
 
+    def partition(self) -> Partition | None:
+        """Return pools that can be made smaller, if the first prompts have all experts."""
+        return None if self._beginning is None else self._beginning.pools()
+
+    def repartition(self, view: View) -> Partition | None:
+        """Return the smaller pools once the first set after all experts has been predicted."""
+        self._begin(view)
+        if self._beginning is None or not (self._has_all and self._has_predicted):
+            return None
+        self._beginning.is_full = False
+        self._pending = sorted(self._set)
+        return self._beginning.pools()
+
+    @property
+    def _has_all(self) -> bool:
+        """Whether all experts are held still, as only ``first=all`` does."""
+        return self._beginning is not None and self._beginning.is_full
+
     def quotas_L(self) -> list[int] | None:
         """Return equal shares if the scope is per layer."""
+        if self._beginning is not None:
+            return self._beginning.set_quotas_L()
         return split(self.run, self._scope, self._staging_bytes)
 
     def staging_bytes(self) -> int:
@@ -133,6 +168,8 @@ class Periodic(CachePolicy):
 
     def initial(self) -> Sequence[int]:
         """Return the first set."""
+        if self._has_all:
+            return range(self.run.layers * self.run.experts)
         return sorted(self._set)
 
     def admit(self, expert: int, view: View) -> Verdict:
@@ -142,10 +179,12 @@ class Periodic(CachePolicy):
     def on_touches(self, experts: Sequence[int], view: View) -> None:
         """Count the choices of an event."""
         self._uses.add(experts)
+        self._foreteller.add(experts)
 
     def on_touch(self, expert: int, view: View) -> None:
         """Count one choice."""
         self._uses.add((expert,))
+        self._foreteller.add((expert,))
 
     def choose_victim(self, evictable: Evictable, view: View) -> int:
         """Return the least used outside the set; the lowest id among equals."""
@@ -153,10 +192,7 @@ class Periodic(CachePolicy):
 
     def rebalance(self, view: View) -> Sequence[int]:
         """Return what the set lacks, if a prompt begins whose turn it is, or some stayed out."""
-        if self._uses.begins(view):
-            if self._light is not None:
-                self._light.learn(self._uses.last_LE, view)
-            self._consider(view)
+        self._begin(view)
         if self._pending:
             residency = view.residency
             self._pending = [
@@ -166,65 +202,71 @@ class Periodic(CachePolicy):
             ]
         return self._pending
 
+    def _begin(self, view: View) -> None:
+        """Look, once a step, whether a prompt begins."""
+        if view.step == self._step:
+            return
+        self._step = view.step
+        if self._uses.begins(view):
+            self._foreteller.begins(self._uses.last_LE, view)
+            self._consider(view)
+
     def _consider(self, view: View) -> None:
         """Predict if it is time to, and change the set if that is due or pays."""
         is_due = not self._adapts and self._uses.begun > self._next
         if not (is_due or self._adapts):
             return
-        use_LE = self._predict(view)
-        wait = self._period if use_LE is not None else min(self._period, self._window)
+        question = self._foreteller.question(view)
+        wait = self._period if question is not None else min(self._period, self._window)
         self._next = self._uses.begun - 1 + wait
-        if use_LE is None:
+        if question is None:
             return
-        score_LE = self._weighed(use_LE, view)
+        matters_L = self._matters(view)
         if self._asks:
-            self._question = score_LE.tolist()
+            self._question = (question, matters_L)
         else:
-            self._take(score_LE)
+            self._take(self._foreteller.answer(question), matters_L)
 
     def asks(self, view: View) -> Iterable[Question]:
         """Return the question that a new prediction answers, if it is due."""
         question, self._question = self._question, None
         return [] if question is None else [Question(PREDICTION, question)]
 
-    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the uses that are told
-        """Return what is told; the time that it takes is the run's."""
-        return question
+    def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the predictor's own
+        """Return the use that is foretold, and which layers matter."""
+        asked, matters_L = question
+        return self._foreteller.answer(asked).tolist(), matters_L
 
     def on_answer(self, name: str, answer: Any, view: View) -> None:  # noqa: ANN401
         """Make the set of the prediction; the next step begins with its copies."""
-        self._take(np.asarray(answer, np.float64))
+        use_LE, matters_L = answer
+        self._take(np.asarray(use_LE, np.float64), matters_L)
 
-    def _take(self, score_LE: Floats) -> None:
+    def _take(self, use_LE: Floats, matters_L: Sequence[bool] | None) -> None:
         """Make the set of a prediction, unless a change would not pay."""
-        chosen = self._chosen(score_LE)
+        if matters_L is not None:
+            use_LE = self._keeping(use_LE, matters_L)
+        chosen = self._chosen(use_LE)
         new = [expert for expert in chosen if expert not in self._set]
-        if self._adapts and not self._pays(new, self._set.difference(chosen), score_LE):
+        is_free = not self._adapts or self._has_all
+        if not is_free and not self._pays(new, self._set.difference(chosen), use_LE):
             return
-        self._score = score_LE.ravel().tolist()
+        self._has_predicted = True
+        self._score = use_LE.ravel().tolist()
         self._set, self._pending = frozenset(chosen), new
 
-    def _predict(self, view: View) -> Floats | None:
-        """Return the use that the next prompts are expected to make; None if nothing is known."""
-        if self._predictor in ("recent", "best_window"):
-            return self._uses.mean_LE()
-        if self._tasks is not None:
-            return self._tasks.expected_LE(view)
-        if self._light is not None:
-            return self._light.tell()
-        if self._predictor == "random":
-            return self.run.rng.random((self.run.layers, self.run.experts))
-        use_LE: Floats = np.asarray(view.signals[self._signal], np.float64).mean(axis=0)
-        return use_LE
-
-    def _weighed(self, use_LE: Floats, view: View) -> Floats:
-        """Return every expert's score: its use; a layer that does not matter keeps its own."""
+    def _matters(self, view: View) -> list[bool] | None:
+        """Return which layers matter to a request of the step; None if nobody says so."""
         if not self._sensitivity:
-            return use_LE
-        matters_L = np.asarray(view.signals[self._sensitivity], np.float64).mean(axis=0) > 0
+            return None
+        sensitivity_L = np.asarray(view.signals[self._sensitivity], np.float64).mean(axis=0)
+        return [bool(mean > 0) for mean in sensitivity_L]
+
+    def _keeping(self, use_LE: Floats, matters_L: Sequence[bool]) -> Floats:
+        """Return uses by which layers that do not matter keep what they hold."""
         held_LE = np.zeros_like(use_LE)
         held_LE.ravel()[sorted(self._set)] = 1
-        return np.where(matters_L[:, None], use_LE, held_LE)
+        return np.where(np.asarray(matters_L)[:, None], use_LE, held_LE)
 
     def _chosen(self, score_LE: Floats) -> list[int]:
         """Return the set that these scores give, layer after layer, the highest first."""

@@ -1,5 +1,7 @@
 """Evict the expert to which the router has given the least, lately."""
 
+from collections.abc import Sequence
+
 from moesim.simulator.policies.base import RunInfo, View
 from moesim.simulator.policies.quotas import Scope, split
 from moesim.simulator.policies.router_scores import SIGNAL, RouterScores
@@ -44,7 +46,7 @@ class RouterScore(LowestScore):
             self._scores.learn(view.layer, view.signals[SIGNAL])
         self.touch(expert)
 
-    def score(self, expert: int, view: View) -> float:
-        """Return the running score."""
-        layer, number = divmod(expert, self.run.experts)
-        return float(self._scores.of_LE[layer, number])
+    def scores(self, experts: Sequence[int], view: View) -> list[float]:
+        """Return the running scores."""
+        scores: list[float] = self._scores.of_LE.ravel()[experts].tolist()
+        return scores

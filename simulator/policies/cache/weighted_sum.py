@@ -1,6 +1,6 @@
 """Evict by a weighted sum of recency, frequency and distance in layers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moesim.simulator.errors import InputError
@@ -73,16 +73,21 @@ class WeightedSum(LowestScore):
             self._steps[expert] = self._steps.get(expert, 0) + 1
         self.touch(expert)
 
-    def score(self, expert: int, view: View) -> float:
-        """Return the weighted sum; more than any for what is promised."""
+    def scores(self, experts: Sequence[int], view: View) -> list[float]:
+        """Return the weighted sums; more than any for what is promised."""
+        layers, here = self.run.layers, max(0, view.layer)
         steps = max(1, view.step - self._first_step + 1)
-        ahead = (self.run.layer(expert) - max(0, view.layer)) % self.run.layers
-        value = (
-            self._lru * self._last.get(expert, 0) / steps
-            + self._lfu * self._steps.get(expert, 0) / steps
-            + self._fld * (1 - ahead / self.run.layers)
-        )
-        return value + (expert in self._promised) * (self._lru + self._lfu + self._fld)
+        near_L = [self._fld * (1 - (layer - here) % layers / layers) for layer in range(layers)]
+        most = self._lru + self._lfu + self._fld
+        lru, lfu, each = self._lru, self._lfu, self.run.experts
+        last, used, promised = self._last.get, self._steps.get, self._promised
+        return [
+            lru * last(e, 0) / steps
+            + lfu * used(e, 0) / steps
+            + near_L[e // each]
+            + (e in promised) * most
+            for e in experts
+        ]
 
     def _next_gate(self, view: View) -> set[int]:
         first = (view.layer + 1) % self.run.layers * self.run.experts

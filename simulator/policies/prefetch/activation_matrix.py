@@ -14,7 +14,7 @@ from moesim.traces import RoutingTrace
 
 __all__ = ["ActivationMatrix"]
 
-# C matrices in the collection, L MoE layers, E experts of a layer.
+# C matrices in the collection, L MoE layers, E experts of a layer, N experts of all layers ahead.
 
 
 class ActivationMatrix(PrefetchPolicy):
@@ -81,14 +81,15 @@ class ActivationMatrix(PrefetchPolicy):
         return self._wishes(self._shares[nearest], layer)
 
     def _wishes(self, shares_LE: NDArray[np.float64], now: int) -> list[Wish]:
-        layers, experts = self.run.layers, self.run.experts
-        wishes = []
-        for layer in range(now + 1, layers):
-            weight = 1 - (layer - now) / (layers + 1)
-            for expert in np.flatnonzero(shares_LE[layer]).tolist():
-                score = float(shares_LE[layer, expert]) * weight
-                wishes.append(Wish(layer * experts + expert, -score))
-        return sorted(wishes, key=lambda wish: wish.priority)
+        """Return all that was activated in the layers to come, the highest scores first."""
+        layers = self.run.layers
+        weight_L = 1 - np.arange(1, layers - now) / (layers + 1)
+        score_N = (shares_LE[now + 1 :] * weight_L[:, None]).ravel()
+        activated = np.flatnonzero(score_N)
+        best_first = activated[np.argsort(-score_N[activated], kind="stable")]
+        begin = (now + 1) * self.run.experts
+        experts = (begin + best_first).tolist()
+        return list(map(Wish, experts, (-score_N[best_first]).tolist()))
 
     def _keep(self, tokens_LE: NDArray[np.float64]) -> None:
         if not tokens_LE.any():

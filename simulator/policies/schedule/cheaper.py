@@ -13,7 +13,8 @@ class Cheaper(SchedulePolicy):
     """Copy and GPU against CPU by the run's cost model, for each miss in router order.
 
     Residents run on the GPU at once; each copied expert after its copy. Both sides work at the same
-    time whatever the objective, where Fiddler's released code runs one after the other.
+    time whatever the objective, where Fiddler's released code runs one after the other. What lies
+    on NVMe must be read into RAM for either side: with ``max`` both wait for that.
 
     Args:
         objective: ``max`` sends an expert to the side that would finish it first, given what that
@@ -46,21 +47,35 @@ class Cheaper(SchedulePolicy):
         for expert in (*demand.late, *demand.partial):
             gpu_ns = max(gpu_ns, link_ns) + costs.experts_gpu_ns(layer, [tokens[expert]])
         cpu_ns = 0
+        in_ram_ns = self._in_ram(demand, view)
         to_gpu: list[int] = []
         to_cpu: list[int] = []
         for expert in demand.misses:
             on_gpu_ns = costs.experts_gpu_ns(layer, [tokens[expert]])
             on_cpu_ns = costs.expert_cpu_ns(layer, tokens[expert])
             if self._overlaps:
-                gpu_end_ns = max(gpu_ns, link_ns + copy_ns) + on_gpu_ns
-                cpu_end_ns = cpu_ns + on_cpu_ns
+                copied_ns = max(link_ns, in_ram_ns[expert]) + copy_ns
+                gpu_end_ns = max(gpu_ns, copied_ns) + on_gpu_ns
+                cpu_end_ns = max(cpu_ns, in_ram_ns[expert]) + on_cpu_ns
             else:
                 gpu_end_ns, cpu_end_ns = copy_ns + on_gpu_ns, on_cpu_ns
             if gpu_end_ns <= cpu_end_ns:
                 to_gpu.append(expert)
-                link_ns += copy_ns
+                link_ns = max(link_ns, in_ram_ns[expert]) + copy_ns
                 gpu_ns = max(gpu_ns, link_ns) + on_gpu_ns
             else:
                 to_cpu.append(expert)
-                cpu_ns += on_cpu_ns
+                cpu_ns = max(cpu_ns, in_ram_ns[expert]) + on_cpu_ns
         return to_gpu, to_cpu
+
+    def _in_ram(self, demand: Demand, view: View) -> dict[int, int]:
+        """Return when each miss will be in RAM, if NVMe is read in router order."""
+        ready_ns = dict.fromkeys(demand.misses, 0)
+        if view.below is not None and self._overlaps:
+            costs, size = self.run.costs, self.run.expert_bytes_L[demand.layer]
+            queued_bytes = view.below.queued_bytes
+            nvme_ns = costs.read_ns(queued_bytes) if queued_bytes else 0
+            for expert in filter(view.below.is_far, demand.misses):
+                nvme_ns += costs.read_ns(size)
+                ready_ns[expert] = nvme_ns
+        return ready_ns

@@ -16,6 +16,9 @@ class SloFirst(Batching):
         max_batch: Requests that run together at most.
         chunk: Prompt tokens of one step at most, over all requests; none takes prompts whole, one
             a step.
+        kv: ``fixed`` leaves experts and KV caches the room they began with; ``elastic`` lets KV
+            caches take slots of experts and gives them back.
+        keep: With elastic KV caches, the share of their slots that experts keep at least.
     """
 
     paper = "eMoE (arXiv 2503.06823) section 3.5: stringency is how soon the first token is due"

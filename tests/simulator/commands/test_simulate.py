@@ -138,7 +138,7 @@ def test_two_hit_rates_give_two_times(simulate):
 def test_twice_the_bytes_keep_the_link_twice_as_long(simulate):
     """int4 against int8 experts: the same copies of twice the bytes take twice the link's time."""
     narrow = result_of(simulate(*TIGHT, "--json", "-"))
-    wide = result_of(simulate(*TIGHT, "--json", "-", "--format", "int8"))
+    wide = result_of(simulate(*TIGHT, "--json", "-", "--format", "int8", "--ram", "64GiB"))
     assert narrow["copies"] == wide["copies"]
     byte_ratio = wide["bytes_total"] / narrow["bytes_total"]
     assert 1.8 < byte_ratio < 2.1

@@ -123,6 +123,7 @@ runtimes = st.fixed_dictionaries(
         "dense_fixed_ns": durations,
         "expert_fixed_ns": durations,
         "expert_after_copy_ns": durations,
+        "copy_start_ns": durations,
         "expert_while_copying_ns": durations,
         "head_fixed_ns": durations,
         "decision_ns": st.tuples(durations, st.integers(0, 1), st.integers(0, 1)),

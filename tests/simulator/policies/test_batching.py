@@ -110,7 +110,7 @@ class Careless(SchedulePolicy):
 
 
 def test_a_schedule_that_gives_kv_room_away_twice_is_stopped() -> None:
-    """The controller names policy, request and what is free."""
+    """The controller names policy, requests and what is free."""
     run = small_run(
         tiny_trace(),
         schedule=Careless,
@@ -118,7 +118,9 @@ def test_a_schedule_that_gives_kv_room_away_twice_is_stopped() -> None:
         kv="30B",
         kv_bytes_per_token=2,
     )
-    with pytest.raises(PolicyError, match="Careless begins request 1, whose KV cache takes 30"):
+    with pytest.raises(
+        PolicyError, match=r"Careless begins requests \[0, 1\], whose KV .* 60 bytes; 30 are"
+    ):
         engine(run, run.controller()).run()
 
 

@@ -11,6 +11,7 @@ from moesim.simulator.errors import BudgetError, CapabilityError, InputError, Po
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import Command, Copy
 from moesim.simulator.policies.base import CachePolicy, View
+from moesim.simulator.runs import Prepared
 from moesim.simulator.terms import Cause
 from moesim.simulator.testing import small_run, trace_of
 from moesim.traces import RoutingTrace, SignalSpec
@@ -240,13 +241,47 @@ def test_what_a_cache_policy_brings_in_exists(*, expert: int, fails: bool) -> No
         assert controller.counts.bytes_demand == 2 * BYTES
 
 
-def test_all_experts_at_first_need_room_for_all() -> None:
-    """The paper exceeds the budget at its first prompt, which no run can yet; with room it may."""
-    trace = prompts([(0, 1)])
-    with pytest.raises(BudgetError, match="first=all holds 6000000 bytes"):
-        served(trace, "first=all,staging=0")
-    counts, copies = served(trace, "first=all,staging=0", slots=EXPERTS)
-    assert (counts.misses, copies) == (0, [])
+def skipping(trace: RoutingTrace, options: str, slots: int) -> Prepared:
+    """Return a run whose absent choices are skipped."""
+    spec = SignalSpec(tap="told", known_at="layer_routed", producer="router")
+    header = trace.header.model_copy(update={"signals": {"router_top_TLM": spec}})
+    told = replace(trace, header=header, signals={"router_top_TLM": trace.expert_TLK})
+    return small_run(
+        told,
+        cache=f"periodic:{options},staging=0",
+        schedule="fallback:miss=skip,ranking=top/resident_first",
+        slots=slots,
+    )
+
+
+def test_all_experts_at_first_then_the_predicted_ones() -> None:
+    """At p = 2 two prompts find all six experts; from then on two are held, the last two's.
+
+    The peak is all six, which the result reports; the set is copied when the pools are cut.
+    """
+    run = skipping(prompts([(0, 1), (4, 5), (4, 5), (0, 1)]), "period=2,first=all,held=2", EXPERTS)
+    result = run.replay()
+    counts = result.counts
+    assert counts.peak_expert_bytes == EXPERTS * BYTES
+    assert counts.bytes_rebalance == 2 * BYTES
+    assert counts.skipped == 4 * 2, "0 and 1 come first among equals, so the third prompt misses"
+    assert "at the end 2 of a layer's 6 experts had room" in str(result.row)
+
+
+@pytest.mark.parametrize(
+    ("options", "slots", "message"),
+    [
+        ("first=all,held=2", 5, "first=all holds 6000000 bytes .* give --slots 100%"),
+        ("first=all", 6, "first=all and held=N.* go together"),
+        ("held=2", 6, "first=all and held=N.* go together"),
+        ("first=all,held=1", 6, "option held=1: expected 2 to 6"),
+        ("first=all,held=2,scope=global", 6, "needs scope=per_layer and staging=0"),
+    ],
+)
+def test_all_experts_at_first_need_room_for_all(options: str, slots: int, message: str) -> None:
+    """One line says what is in the way: the budget, or an option that the beginning needs."""
+    with pytest.raises((BudgetError, InputError), match=message):
+        skipping(prompts([(0, 1)]), options, slots).replay()
 
 
 def test_without_staging_a_miss_takes_the_room_of_the_least_used() -> None:
@@ -279,3 +314,9 @@ def test_a_prediction_without_a_known_cost_is_refused() -> None:
     run = small_run(prompts([(0, 1)] * 3), cache="periodic:period=1,window=1,ask=true", slots=4)
     with pytest.raises(CapabilityError, match="asks for 'predict_use'.* --ask predict_use=380ms"):
         run.replay()
+
+
+def test_a_network_without_a_file_is_refused() -> None:
+    """The line says which command writes one."""
+    with pytest.raises(InputError, match=r"needs file=PATH; moesim train-predictor TRACE -o PATH"):
+        served(prompts(DRIFT), "predictor=network")

@@ -74,6 +74,18 @@ def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
     assert timings.server.tokens == 0
 
 
+def test_who_is_refused_while_the_host_decides_holds_nobody_up() -> None:
+    """All come, and are refused, in the time that the run takes to begin: it ends."""
+    run = small_run(
+        tiny_trace(layers=2),
+        schedule="fcfs/resident_first",
+        serving=Serving("gamma:rate=900000000,cv=4,requests=8,prompt=30,output=8"),
+        kv="10B",
+        kv_bytes_per_token=500,
+    )
+    assert served(run).server.refused_too_long == 8
+
+
 def test_a_run_that_refuses_everybody_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """No step ran, so there is no batch to speak of; what was promised was kept for nobody."""
     run = small_run(
