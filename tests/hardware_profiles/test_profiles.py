@@ -16,7 +16,9 @@ MACHINES = [
     "a6000",
     "h100-sxm",
     "h100-sxm-measured",
+    "h100-sxm-x2",
     "h200-sxm",
+    "h200-sxm-measured",
     "l40s",
     "rtx3090",
     "rtx3090x6",
@@ -73,11 +75,15 @@ def test_a_shipped_machine_uses_all_its_sources(name: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_a_shipped_machine_is_plausible(name: str) -> None:
-    """VRAM is faster than DRAM, DRAM than PCIe lets through, and pinned copies than pageable."""
+    """VRAM is faster than DRAM, DRAM than PCIe lets through, and pinned copies than pageable.
+
+    RAM is larger than VRAM but on one that was measured: a rented part of a host.
+    """
     machine = load(name)
     link, host = machine.link, machine.host
     pinned = link.h2d.bandwidth.value[-1].bytes_per_s
-    assert machine.vram_usable_bytes < machine.vram_bytes < machine.ram_bytes
+    assert machine.vram_usable_bytes < machine.vram_bytes
+    assert machine.vram_bytes < machine.ram_bytes or machine.fingerprint is not None
     assert pinned < link.pcie.value.bytes_per_s
     assert pinned / link.pcie.value.bytes_per_s > 0.7
     assert link.pageable.bandwidth.value[-1].bytes_per_s < pinned
