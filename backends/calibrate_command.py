@@ -1,10 +1,11 @@
 """``moesim calibrate``: measure this machine and write its profile."""
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from moesim.backends.needing_torch import needing_torch
 from moesim.simulator.commands.options import (
     Cache,
     ExpertBudget,
@@ -16,7 +17,6 @@ from moesim.simulator.commands.options import (
     WeightsFormat,
 )
 
-NOT_AVAILABLE = 3
 _MINUTES = {"cuda": 3.0, "cpu": 0.3}
 _SECONDS = 60
 
@@ -133,15 +133,10 @@ def calibrate(
             json_out=json_out,
         )
         return
-    try:
-        import torch  # noqa: PLC0415  torch only when it runs
-    except ModuleNotFoundError as error:
-        _leave("calibrating needs torch; install it with: pip install 'moesim[torch]'", error)
-    if backend == "cuda" and not torch.cuda.is_available():
-        _leave(
-            "calibrating with --backend cuda needs a CUDA GPU, and torch sees none; "
-            "use a machine that has one, or --backend cpu"
-        )
+    with needing_torch("calibrating"):
+        from moesim.backends.drivers.cuda.machine import gpu  # noqa: PLC0415  torch when it runs
+    if backend == "cuda":
+        gpu()
     seconds = _SECONDS * (_MINUTES[backend] if minutes is None else minutes)
     found = _measure(backend, output.stem, seconds, _command(backend, output, minutes))
     _write(found, output, runtime_output, json_out)
@@ -219,8 +214,3 @@ def _write(
     if json_out is not None:
         write_json(found.record(), json_out)
     print_checks(found.checks)
-
-
-def _leave(message: str, cause: Exception | None = None) -> NoReturn:
-    typer.echo(f"moesim: {message}", err=True)
-    raise typer.Exit(NOT_AVAILABLE) from cause

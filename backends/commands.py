@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-NOT_AVAILABLE = 3
+from moesim.backends.needing_torch import needing_torch
 
 Model = Annotated[
     str,
@@ -112,24 +112,12 @@ def record(
             "--vram, --expert-budget, --slots and --profile-trace belong to a recording under a "
             "system; name it with --system"
         )
-    try:
+    with needing_torch("recording"):
         from moesim.backends.generation import Request, Sampling
-        from moesim.backends.loading import NotAvailableError, choose_device, load_checkpoint
+        from moesim.backends.loading import choose_device, load_checkpoint
         from moesim.backends.pieces import record_in_pieces
         from moesim.backends.recorder import Origin, Recording
-    except ModuleNotFoundError as error:
-        if error.name not in {"torch", "transformers"}:
-            raise
-        typer.echo(
-            f"moesim: recording needs {error.name}; install it with: pip install 'moesim[torch]'",
-            err=True,
-        )
-        raise typer.Exit(NOT_AVAILABLE) from error
-    try:
-        place = choose_device(device)
-    except NotAvailableError as error:
-        typer.echo(f"moesim: {error}", err=True)
-        raise typer.Exit(NOT_AVAILABLE) from error
+    place = choose_device(device)
     if system is not None:
         from moesim.backends.closed_loop import ClosedRecording, record_closed
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from moesim.backends.needing_torch import needing_torch
 from moesim.backends.options import Layers, PinnedPool, Weights
 from moesim.simulator.commands.options import (
     SERVING,
@@ -25,8 +26,6 @@ from moesim.simulator.commands.options import (
     SystemName,
     Vram,
 )
-
-NOT_AVAILABLE = 3
 
 Model = Annotated[
     str,
@@ -174,19 +173,6 @@ def execute(
         json_out=json_out,
     )
     check_wishes(wishes)
-    try:
-        from moesim.backends.loading import NotAvailableError  # noqa: PLC0415
+    with needing_torch("executing"):
         from moesim.backends.serving import serve  # noqa: PLC0415  torch only when it runs
-    except ModuleNotFoundError as error:
-        if error.name not in {"torch", "transformers"}:
-            raise
-        typer.echo(
-            f"moesim: executing needs {error.name}; install it with: pip install 'moesim[torch]'",
-            err=True,
-        )
-        raise typer.Exit(NOT_AVAILABLE) from error
-    try:
-        serve(wishes)
-    except NotAvailableError as error:
-        typer.echo(f"moesim: {error}; --backend cpu runs anywhere", err=True)
-        raise typer.Exit(NOT_AVAILABLE) from error
+    serve(wishes)

@@ -10,14 +10,11 @@ import torch
 import transformers
 
 from moesim.backends.models import Model, ModelError
+from moesim.simulator.errors import UnavailableError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HASHED_BYTES = 2**30
 HASH_BLOCK_BYTES = 2**24
-
-
-class NotAvailableError(ModelError):
-    """The device asked for is not on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ def choose_device(wanted: str) -> torch.device:
     """Return the device; ``auto`` is CUDA where there is one.
 
     Raises:
-        NotAvailableError: The device is not on this machine.
+        UnavailableError: The device is not on this machine.
         ModelError: torch knows no such device.
     """
     if wanted == "auto":
@@ -55,8 +52,8 @@ def choose_device(wanted: str) -> torch.device:
     except RuntimeError as error:
         raise ModelError(f"no device {wanted!r}; there are auto, cpu, cuda, cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise NotAvailableError(
-            f"device {wanted}: this machine has {torch.cuda.device_count()} GPUs"
+        raise UnavailableError(
+            f"device {wanted}: this machine has {torch.cuda.device_count()} GPUs; cpu runs anywhere"
         )
     return device
 

@@ -37,6 +37,21 @@ class Scores:
     kl_bits: float
 
 
+@dataclass(frozen=True, slots=True)
+class PerToken:
+    """What is known of every token foretold, so that texts can be resampled.
+
+    Attributes:
+        nats_N: Of the token that the text has.
+        kl_nats_N: Of the full model's distribution to this one.
+        agrees_N: Whether both hold the same token likeliest.
+    """
+
+    nats_N: Tensor
+    kl_nats_N: Tensor
+    agrees_N: Tensor
+
+
 def forced(tokens: Sequence[int], prompt_tokens: int, task: str = "") -> Request:
     """Return a text as a request: a prompt, and an answer that is given.
 
@@ -82,6 +97,16 @@ def in_answers(requests: Sequence[Request]) -> Tensor:
     )
 
 
+def per_token(logits_NV: Tensor, full_NV: Tensor, target_N: Tensor) -> PerToken:
+    """Score every token foretold; arguments as of `score`."""
+    log_NV, full_log_NV = logits_NV.log_softmax(dim=-1), full_NV.log_softmax(dim=-1)
+    return PerToken(
+        cross_entropy(logits_NV, target_N, reduction="none"),
+        (full_log_NV.exp() * (full_log_NV - log_NV)).sum(dim=-1),
+        logits_NV.argmax(dim=-1) == full_NV.argmax(dim=-1),
+    )
+
+
 def score(logits_NV: Tensor, full_NV: Tensor, target_N: Tensor, counts_N: Tensor) -> Scores:
     """Score what was foretold.
 
@@ -91,9 +116,7 @@ def score(logits_NV: Tensor, full_NV: Tensor, target_N: Tensor, counts_N: Tensor
         target_N: What the text says.
         counts_N: Which tokens count.
     """
-    logits_NV, full_NV, target_N = logits_NV[counts_N], full_NV[counts_N], target_N[counts_N]
-    nats = float(cross_entropy(logits_NV, target_N, reduction="mean"))
-    log_NV, full_log_NV = logits_NV.log_softmax(dim=-1), full_NV.log_softmax(dim=-1)
-    kl_nats = float((full_log_NV.exp() * (full_log_NV - log_NV)).sum(dim=-1).mean())
-    same = float((logits_NV.argmax(dim=-1) == full_NV.argmax(dim=-1)).float().mean())
-    return Scores(len(target_N), exp(nats), nats / log(2), same, max(0.0, kl_nats) / log(2))
+    each = per_token(logits_NV[counts_N], full_NV[counts_N], target_N[counts_N])
+    nats, kl_nats = float(each.nats_N.mean()), float(each.kl_nats_N.mean())
+    same = float(each.agrees_N.float().mean())
+    return Scores(len(each.nats_N), exp(nats), nats / log(2), same, max(0.0, kl_nats) / log(2))

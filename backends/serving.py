@@ -42,7 +42,7 @@ def serve(wishes: Wishes) -> None:
     """Load, execute, print.
 
     Raises:
-        NotAvailableError: The backend's device is not on this machine.
+        UnavailableError: The backend's device is not on this machine.
         MoesimError, TraceError: A name, a file or a budget is wrong, or the run failed.
     """
     device = choose_device(wishes.backend.partition("-")[0])

@@ -2,6 +2,7 @@
 
 import typer
 
+from moesim.backends.needing_torch import needing_torch
 from moesim.backends.options import Layers, PinnedPool, Weights
 from moesim.simulator.commands.options import Dark
 from moesim.validation.options import (
@@ -34,7 +35,6 @@ from moesim.validation.options import (
 )
 
 OUT_OF_TOLERANCE = 1
-NOT_AVAILABLE = 3
 
 
 def validate(
@@ -115,23 +115,9 @@ def validate(
 
         raise InputError(f"{more[0]}: folders are judged again with --check; nothing else is taken")
     check_wishes(wishes)
-    try:
+    with needing_torch("validating"):
         from moesim.validation.session import run_session
-    except ModuleNotFoundError as error:
-        if error.name not in {"torch", "transformers"}:
-            raise
-        typer.echo(
-            f"moesim: validating needs {error.name}; install it with: pip install 'moesim[torch]'",
-            err=True,
-        )
-        raise typer.Exit(NOT_AVAILABLE) from error
-    from moesim.backends.loading import NotAvailableError
-
-    try:
-        session = run_session(wishes)
-    except NotAvailableError as error:
-        typer.echo(f"moesim: {error}", err=True)
-        raise typer.Exit(NOT_AVAILABLE) from error
+    session = run_session(wishes)
     from moesim.validation.checking import report
     from moesim.validation.tables import print_cells, print_checks
 

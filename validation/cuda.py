@@ -59,7 +59,7 @@ class CudaRig:
         backend: ``cuda`` or ``cuda-eager``.
 
     Raises:
-        NotAvailableError: There is none.
+        UnavailableError: There is none.
     """
 
     minutes: float | None = None

@@ -1,9 +1,10 @@
 """What decisions and asks cost on this host.
 
-A decision costs two or three times in a run what it costs among decisions alone: what it touches
-has left the caches. So a system's row is what its calls took as it generated on the model's own
-routes, before anything is predicted and on what no claim is made on. A system that could not is
-charged what replayed calls take, times as much more as those of the others took. Rows are kept in
+A decision costs more in a run than among decisions alone, small ones two or three times as much:
+what it touches has left the caches. So a system's row is what its calls took in an execution before
+anything is predicted, on what no claim is made on: on the model's own routes, or where it needs
+what an execution cannot tell, on the request that calibrations look at. A system that neither was
+is charged what replayed calls take, and as much more as those of the others took. Rows are kept in
 the folder: who goes on there predicts with the same figures. A profile of another machine is left
 as it is.
 """
@@ -45,11 +46,11 @@ class Decided(NamedTuple):
 
     Attributes:
         row_ns: Of its calls.
-        dearer: How many times what a fresh controller takes for the same calls in a row.
+        cold_ns: How much longer a call took than a fresh controller takes, told all in a row.
     """
 
     row_ns: Row
-    dearer: float
+    cold_ns: float
 
     @classmethod
     def of(cls, done: Execution, fresh: Controller, top_k: int) -> "Decided":
@@ -61,7 +62,8 @@ class Decided(NamedTuple):
             fresh.decide(facts, now_ns)
             in_a_row_ns += perf_counter_ns() - began_ns
         took_ns = done.timings.calls_ns
-        return cls(fit_row(calls_of(done.log), took_ns, top_k), sum(took_ns) / in_a_row_ns)
+        cold_ns = max(0.0, (sum(took_ns) - in_a_row_ns) / len(took_ns))
+        return cls(fit_row(calls_of(done.log), took_ns, top_k), cold_ns)
 
 
 def measure_decisions(
@@ -81,7 +83,7 @@ def measure_decisions(
         executed: What those took that were executed.
     """
     rows_ns, asks_ns = dict(known.rows_ns), dict(known.asks_ns)
-    dearer = median(one.dearer for one in executed.values()) if executed else 1.0
+    cold_ns = median(one.cold_ns for one in executed.values()) if executed else 0.0
     for choice in choices:
         has_row = choice.system in rows_ns
         if not has_row and choice.system in executed:
@@ -96,8 +98,8 @@ def measure_decisions(
         for _ in range(SAMPLES):
             replay.sample()
         if not has_row:
-            base_ns, expert_ns, command_ns = (round(dearer * ns) for ns in replay.row_ns())
-            rows_ns[choice.system] = base_ns, expert_ns, command_ns
+            base_ns, expert_ns, command_ns = replay.row_ns()
+            rows_ns[choice.system] = base_ns + round(cold_ns), expert_ns, command_ns
         if may_ask:
             asks_ns[choice.system] = replay.ask_ns()
     return DecisionCosts(rows_ns, asks_ns)

@@ -27,7 +27,7 @@ def explain(one: Evidence) -> Iterator[str]:
     yield f"  outcomes    {_counts(one)}"
     yield (
         f"  noise       spread {judged.spread:.1%}, anchors moved up to {judged.drift:.1%} "
-        f"from calibration{_copies(one)}"
+        f"from calibration{_copies(one)}{_undisturbed(one)}"
     )
 
 
@@ -102,6 +102,17 @@ def _copies(one: Evidence) -> str:
         f"; a copy takes {predicted:.1f} us on average, executed "
         f"{min(executed):.1f} to {max(executed):.1f}"
     )
+
+
+def _undisturbed(one: Evidence) -> str:
+    """Say what tokens take where nothing disturbs them: each is the same work in all executions."""
+    alone = len(one.executions) == 1
+    if alone or not one.prediction.cell.timing_free:
+        return ""
+    runs = [execution.outcome.gaps_ms for execution in one.executions]
+    fastest_ms = fmean(min(gaps) for gaps in zip(*runs, strict=True))
+    error = fmean(one.prediction.outcome.gaps_ms) / fastest_ms - 1
+    return f"; tokens at their fastest take {fastest_ms:.3f} ms ({error:+.1%})"
 
 
 def _jobs(one: Evidence) -> Iterator[str]:

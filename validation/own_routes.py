@@ -1,20 +1,30 @@
 """What a backend must show before its times mean anything: equal decisions, equal logits.
 
 A system generates on the model's own routes. Its logits are compared with those of the model with
-every expert resident, and its commands with those of a replay of the very routes it served.
+every expert resident, and its commands with those of a replay of the very routes it served. What
+its decisions took meanwhile is what they will be charged.
 """
 
-from moesim.backends.controllers import Deciding
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from moesim.backends.controllers import LIVE_SIGNALS, Deciding
 from moesim.backends.execution import Execution, Log
 from moesim.backends.forcing import TOKENS
 from moesim.backends.models import Model
 from moesim.backends.testing import first_difference
+from moesim.simulator.commands.policies import Choice
 from moesim.simulator.controller import Controller
+from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Workload
 from moesim.simulator.engine_counts import count
+from moesim.simulator.run_spec import GRANTS
 from moesim.traces import RoutingTrace
-from moesim.validation.beside import Check
+from moesim.validation.beside import Check, Checks
 from moesim.validation.deciding import Decided
+from moesim.validation.evidence_files import CHECKS, read_checks, write
 from moesim.validation.subject import Logits, Subject
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2, 24, 12
@@ -32,6 +42,90 @@ def prompts_of(trace: RoutingTrace, model: Model) -> list[list[int]]:
         else [int(token) % vocabulary for token in kept[starts[n] : starts[n] + PROMPT_TOKENS]]
         for n in range(min(PROMPTS, trace.requests))
     ]
+
+
+class Trying(NamedTuple):
+    """What systems are tried on.
+
+    Attributes:
+        subject: The model.
+        costs: For policies that ask how long things take.
+        tested: Claims are made on it: only its prompts are used.
+        fitted: Calibrations look at it, and so may this.
+    """
+
+    subject: Subject
+    costs: CostModel
+    tested: RoutingTrace
+    fitted: RoutingTrace
+
+    def on_own_routes(self, deciding: Deciding) -> tuple[Check | None, Decided]:
+        """Let a system generate; there is no check where nothing can hold every expert."""
+        resident = self.subject.resident_for(deciding)
+        if resident is not None:
+            return check_system(self.subject, resident, deciding)
+        done = self.subject.generate(deciding)
+        return None, Decided.of(done, _fresh(self.subject, deciding), self.fitted.top_k)
+
+    def on_routes_of_a_trace(self, deciding: Deciding) -> Decided | None:
+        """Serve the fitted request, whose signals a system is told; None for another topology."""
+        subject, fitted = self.subject, self.fitted
+        parts = subject.opened.store.parts
+        ours = len(parts.layers), parts.experts, parts.top_k
+        told = deciding.needs & fitted.header.signals.keys()
+        unknown = deciding.needs - told - LIVE_SIGNALS - GRANTS
+        if unknown or ours != (fitted.layers, fitted.experts, fitted.top_k):
+            return None
+        deciding = replace(deciding, told=frozenset(told - LIVE_SIGNALS))
+        done = subject.serve(deciding, fitted)
+        return Decided.of(done, _fresh(subject, deciding), fitted.top_k)
+
+
+def try_systems(
+    trying: Trying, choices: Sequence[Choice], folder: Path, say: Callable[[str], None]
+) -> tuple[tuple[Check, ...], dict[str, Decided]]:
+    """Check the systems that can be checked; return what the folder then knows of those asked for.
+
+    Beside it stands what the decisions took of those that ran.
+
+    Args:
+        trying: What they are tried on.
+        choices: The systems.
+        folder: Of the evidence.
+        say: Told what happens.
+
+    Raises:
+        MoesimError: An execution failed.
+    """
+    known = {check.system: check for check in read_checks(folder)}
+    executed: dict[str, Decided] = {}
+    if trying.subject.resident is None:
+        say("own routes: not checked, nothing here holds every expert at once")
+    budget_bytes = trying.subject.budget_bytes(BUDGET, trying.tested)
+    for choice in choices:
+        deciding = Deciding(
+            policies=choice.policies,
+            budget_bytes=budget_bytes,
+            system=choice.system,
+            costs=trying.costs,
+        )
+        unknown = deciding.needs - LIVE_SIGNALS - GRANTS
+        if unknown:
+            what = ", ".join(sorted(unknown))
+            say(f"{choice.system}: own routes not checked, an execution cannot tell {what}")
+        if unknown or not trying.subject.prompts:
+            decided = trying.on_routes_of_a_trace(deciding)
+            if decided is not None:
+                executed[choice.system] = decided
+            continue
+        check, executed[choice.system] = trying.on_own_routes(deciding)
+        if check is not None:
+            known[check.system] = check
+            passed = "passed" if check.passed else "FAILED"
+            say(f"{choice.system}: own routes, {check.decisions} decisions, {passed}")
+    if known:
+        write(folder / CHECKS, Checks(checks=tuple(known.values())))
+    return tuple(known[choice.system] for choice in choices if choice.system in known), executed
 
 
 def check_system(subject: Subject, resident: Logits, deciding: Deciding) -> tuple[Check, Decided]:

@@ -13,25 +13,21 @@ from time import monotonic
 
 import typer
 
-from moesim.backends.controllers import LIVE_SIGNALS, Deciding
 from moesim.backends.sources import cut
 from moesim.backends.suiting import suited
 from moesim.simulator import models
 from moesim.simulator.commands.policies import Choice
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import MoesimError
-from moesim.simulator.run_spec import GRANTS
 from moesim.traces import RoutingTrace, load, samples
-from moesim.validation.beside import Check, Checks
+from moesim.validation.beside import Check
 from moesim.validation.cells import Routing, check_disjoint, choose_system, make_cell
-from moesim.validation.deciding import Decided
 from moesim.validation.evidence import Cell, Evidence
-from moesim.validation.evidence_files import CHECKS, read_checks, write
 from moesim.validation.figures import Profiles, keep_calibration, take_figures, with_decisions
 from moesim.validation.intervening import parse_intervention
 from moesim.validation.interventions import made_so, predicted
 from moesim.validation.long_prompts import with_prompts
-from moesim.validation.own_routes import BUDGET, check_system
+from moesim.validation.own_routes import Trying, try_systems
 from moesim.validation.protocol import Origin, run_cells
 from moesim.validation.provenance import command_given, commit_of
 from moesim.validation.rig import Rig, RiggedMachine
@@ -59,7 +55,7 @@ def run_session(wishes: Wishes) -> Session:
     """Carry a validation out.
 
     Raises:
-        NotAvailableError: The backend's device is not on this machine.
+        UnavailableError: The backend's device is not on this machine.
         MoesimError, TraceError, ProfileError: A name, a file or a budget is wrong, or an execution
             failed; evidence of cells that ended stays.
     """
@@ -88,11 +84,14 @@ def run_session(wishes: Wishes) -> Session:
         check_topology(ours, subject.name, trace, trace_path)
         _say(f"{subject.name}: open after {monotonic() - began_s:.0f} s")
         choices = _choices(wishes, trace, trace_name)
-        checks, executed = _check_all(subject, choices, tested, folder)
         rig.warm_up(subject, tested)
-        resident_ms = subject.resident_ms(tested)
         if taken is None:
             taken = take_figures(wishes, rig, subject, fitted, folder, minutes, _say)
+        costs = CostModel(*taken.profiles, subject.opened.costs_of)
+        checks, executed = try_systems(
+            Trying(subject, costs, tested, fitted), choices, folder, _say
+        )
+        resident_ms = subject.resident_ms(tested)
         taken, decided = with_decisions(taken, choices, fitted, executed)
         calibration = keep_calibration(taken, decided, rig, subject, folder)
         if taken.fit_traces:
@@ -203,41 +202,6 @@ def _choices(wishes: Wishes, trace: RoutingTrace, trace_name: str) -> list[Choic
                 _say(f"{text}: {trace_name} lacks what it reads by default; {axis} is {policy}")
         found.append(replace(choice, policies=policies))
     return found
-
-
-def _check_all(
-    subject: Subject, choices: Sequence[Choice], trace: RoutingTrace, folder: Path
-) -> tuple[tuple[Check, ...], dict[str, Decided]]:
-    """Check the systems that can be checked; return what the folder then knows of those asked for.
-
-    Beside it stands what the decisions of those checked took.
-
-    Raises:
-        MoesimError: An execution failed.
-    """
-    known = {check.system: check for check in read_checks(folder)}
-    if subject.resident is None:
-        _say("own routes: not checked, nothing here holds every expert at once")
-        return (), {}
-    budget_bytes = subject.budget_bytes(BUDGET, trace)
-    executed: dict[str, Decided] = {}
-    for choice in choices:
-        deciding = Deciding(
-            policies=choice.policies, budget_bytes=budget_bytes, system=choice.system
-        )
-        unknown = deciding.needs - LIVE_SIGNALS - GRANTS
-        if unknown:
-            what = ", ".join(sorted(unknown))
-            _say(f"{choice.system}: own routes not checked, an execution cannot tell {what}")
-            continue
-        resident = subject.resident_for(deciding)
-        assert resident is not None
-        check, executed[choice.system] = check_system(subject, resident, deciding)
-        known[check.system] = check
-        passed = "passed" if check.passed else "FAILED"
-        _say(f"{choice.system}: own routes, {check.decisions} decisions, {passed}")
-    write(folder / CHECKS, Checks(checks=tuple(known.values())))
-    return tuple(known[choice.system] for choice in choices if choice.system in known), executed
 
 
 def _say(line: str) -> None:

@@ -104,13 +104,13 @@ class GraphSoftware:
         found += self._many.decision_probes(SESSION_EVERY)
         return found
 
-    def dearer(self, sheet: Sheet) -> float:
-        """Return how many times what it takes in a row a decision takes in a run: caches are cold.
+    def cold_ns(self, sheet: Sheet) -> float:
+        """Return how much longer a decision takes in a run than among others: caches are cold.
 
         Asked of the many layers of the fitted model, all of whose experts are resident.
         """
         running, in_a_row = (sheet.median(name) for name in self._many.decision_names())
-        return max(1.0, running / in_a_row)
+        return max(0.0, running - in_a_row)
 
     def _each_ns(self, launch: Any) -> float:  # noqa: ANN401  launches, and returns how often
         """Return the device's time of each of some launches in a row."""
@@ -179,7 +179,7 @@ class GraphSoftware:
     def complete(self, machine: dict[str, Any], runtime: dict[str, Any], sheet: Sheet) -> None:
         """Fill in what only whole tokens tell; tokens of other models check all of it."""
         pair = self._few, self._many
-        cost_more(runtime, self.dearer(sheet), sheet)
+        charge_caches(runtime, self.cold_ns(sheet), sheet)
         names = tuple(name for session in pair for name in session.names())
         sources = "tokens", "prompts"
         for source, at in zip(sources, (0, 1), strict=True):
@@ -216,18 +216,15 @@ class GraphSoftware:
         self._host.close()
 
 
-def cost_more(runtime: dict[str, Any], times: float, sheet: Sheet) -> None:
-    """Multiply what the decisions of all systems cost, and say so where they have it from."""
+def charge_caches(runtime: dict[str, Any], cold_ns: float, sheet: Sheet) -> None:
+    """Add what cold caches cost to the decisions of all systems, and say so in their sources."""
     decisions = runtime["decisions"]
-    figures = [
-        figure
-        for row in (decisions["default"], *decisions["systems"].values())
-        for figure in row.values()
-    ]
+    figures = [row["base"] for row in (decisions["default"], *decisions["systems"].values())]
     for figure in figures:
-        figure[0] = write.ns(times * parse_ns(figure[0]))
+        figure[0] = write.ns(parse_ns(figure[0]) + cold_ns)
     for source in sorted({source for _, source in figures}):
-        sheet.sources[source]["source"] += f" times {times:.2f}, which a run's cold caches cost"
+        text = f" and {write.ns(cold_ns)} more for each call, which a run's cold caches cost"
+        sheet.sources[source]["source"] += text
 
 
 def _took(sheet: Sheet, session: Session) -> Times:

@@ -90,7 +90,7 @@ class Session:
         self._make_driver = make_driver
         self._trace = made_routes(self.layers, self.experts, store.parts.top_k, lengths)
         self._last: Times | None = None
-        self._decided = (0, 0)
+        self._decided = (0.0, 0.0)
 
     def probes(self, every: int) -> list[Probe]:
         """Return the probes of a session; the first serves, the others read off."""
@@ -101,16 +101,16 @@ class Session:
         ]
 
     def decision_probes(self, every: int) -> list[Probe]:
-        """Return what the last session's decisions took: in it, and told again in a row."""
+        """Return what a decision of the last session took on average: in it, and in a row."""
         running, in_a_row = self.decision_names()
         return [
-            Probe(running, lambda: float(self._decided[0]), every=every),
-            Probe(in_a_row, lambda: float(self._decided[1]), every=every),
+            Probe(running, lambda: self._decided[0], every=every),
+            Probe(in_a_row, lambda: self._decided[1], every=every),
         ]
 
     def decision_names(self) -> list[str]:
         """Return what these probes are called."""
-        return [f"decisions of {self.name}{how}" for how in (" as it runs", " in a row")]
+        return [f"decision of {self.name}{how}" for how in (" as it runs", " in a row")]
 
     def _serve(self) -> float:
         opened = self._opened
@@ -127,7 +127,8 @@ class Session:
             make_driver=self._make_driver,
         )
         self._last = times_of(done.timings.requests, self.lengths)
-        self._decided = done.timings.decision_ns, self._told_again(done.log or [])
+        log = done.log or []
+        self._decided = done.timings.decision_ns / len(log), self._told_again(log) / len(log)
         return self._last.token
 
     def _told_again(self, log: Log) -> int:

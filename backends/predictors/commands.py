@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.backends.needing_torch import needing_torch
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moesim.backends.predictors.judging import Judged
-
-NOT_AVAILABLE = 3
 
 Given = Annotated[
     Path, typer.Argument(metavar="TRACE", help="A trace: a file or folder that moesim reads.")
@@ -86,16 +86,8 @@ def train_predictor(
             raise InputError(f"{name} {value:g}: expected a share between 0 and 1")
     check_targets(output, annotate)
     trace = load(given)
-    try:
+    with needing_torch("training"):
         from moesim.backends.predictors.training import Plan, train_and_judge
-    except ModuleNotFoundError as error:
-        if error.name not in {"torch", "transformers"}:
-            raise
-        typer.echo(
-            f"moesim: training needs {error.name}; install it with: pip install 'moesim[torch]'",
-            err=True,
-        )
-        raise typer.Exit(NOT_AVAILABLE) from error
     plan = Plan(
         order=order,
         seed=seed,

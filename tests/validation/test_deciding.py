@@ -68,18 +68,18 @@ def test_an_execution_is_told_what_a_replay_is_told() -> None:
 def test_rows_are_measured_once_and_change_the_profile() -> None:
     """A system without a row gets one, a system that asks its asks; what is known stays.
 
-    One that was executed has what its calls took; another what replays take, as much dearer.
+    One that was executed has what its calls took; another what replays take, and as much more.
     """
     fitted, runtime = sample().select_requests([0]), round_runtime()
     choices = [choose_system(text) for text in ("lfu", "lru", ASKING)]
     known = DecisionCosts({"lfu": (1, 2, 3)}, {})
-    executed = {"lfu": Decided((9, 9, 9), 1e6), "lru": Decided((4, 5, 6), 1e6)}
+    executed = {"lfu": Decided((9, 9, 9), 1e9), "lru": Decided((4, 5, 6), 1e9)}
 
     found = measure_decisions(choices, fitted, known, executed)
 
     assert found.rows_ns["lfu"] == (1, 2, 3)
     assert found.rows_ns["lru"] == (4, 5, 6)
-    assert sum(found.rows_ns[ASKING]) > 10**9
+    assert found.rows_ns[ASKING][0] >= 10**9
     assert found.asks_ns[ASKING]["expert_map_search"] > 0
     rows = with_rows(runtime, found.rows_ns).decisions.systems
     assert [figure.value for figure in (rows["lfu"].base, rows["lfu"].per_command)] == [1, 3]

@@ -45,7 +45,7 @@ class CudaDriver(SpinningDriver):
         keep_spans: Whether to note every job for a timeline.
 
     Raises:
-        NotAvailableError: There is no GPU.
+        UnavailableError: There is no GPU.
         OutOfMemoryError: The arena does not fit.
     """
 

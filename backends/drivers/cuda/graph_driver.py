@@ -22,7 +22,7 @@ from moesim.backends.models import Model
 from moesim.backends.row_layouts import RowLayout
 from moesim.backends.store import Layout
 from moesim.simulator.messages import Failed, Run
-from moesim.simulator.split_residency import BOTTOM, TOP
+from moesim.simulator.splits.residency import BOTTOM, TOP
 
 
 class GraphDriver(CudaDriver):

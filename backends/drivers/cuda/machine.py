@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from moesim.backends.loading import NotAvailableError
 from moesim.backends.store import make_arena
 from moesim.hardware_profiles.units import format_bytes
-from moesim.simulator.errors import MoesimError, OutOfMemoryError
+from moesim.simulator.errors import MoesimError, OutOfMemoryError, UnavailableError
 
 
 class DeviceError(MoesimError, RuntimeError):
@@ -17,10 +16,10 @@ def gpu() -> torch.device:
     """Return the current GPU.
 
     Raises:
-        NotAvailableError: There is none.
+        UnavailableError: There is none.
     """
     if not torch.cuda.is_available():
-        raise NotAvailableError("device cuda: this machine has 0 GPUs")
+        raise UnavailableError("device cuda: this machine has 0 GPUs; cpu runs anywhere")
     return torch.device("cuda", torch.cuda.current_device())
 
 

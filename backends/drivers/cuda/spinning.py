@@ -35,7 +35,7 @@ class SpinningDriver(RealDriver[LayerWork]):
         stream: The model's.
 
     Raises:
-        NotAvailableError: There is no GPU.
+        UnavailableError: There is no GPU.
     """
 
     def __init__(self, controller: Controller) -> None:

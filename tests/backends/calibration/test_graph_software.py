@@ -52,9 +52,10 @@ OTHERS: dict[str, Any] = {
 }
 
 
-def decisions(cost: str) -> dict[str, Any]:
-    """Return the section in which everything costs that much."""
+def decisions(cost: str, base: str | None = None) -> dict[str, Any]:
+    """Return the section in which everything costs that much, or the base something else."""
     row = {key: [cost, "made"] for key in ("base", "per_expert", "per_command")}
+    row["base"] = [base or cost, "made"]
     return {"decisions": {"place": "host", "default": row, "systems": {}}}
 
 
@@ -184,10 +185,10 @@ def test_a_faster_reader_than_the_plain_pass_gives_the_rate(software: Any) -> No
 
 
 def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
-    """What tokens leave over is found beside decisions that cost twice what they do in a row."""
+    """What tokens leave over is found beside decisions that cost more than they do in a row."""
     samples = made_samples()
     first = new_sheet(samples)
-    parts = software.sections(first) | OTHERS | decisions("2us")
+    parts = software.sections(first) | OTHERS | decisions("1us", base="3us")
     true = Rest(20_000, 90_000, 300_000, 9_000)
     tree = graphs._named(true.put(parts, ("dense", "dense")), first.sources | {"made": ESTIMATE})
     runtime = validated(tree, RuntimeProfile, "true")
@@ -196,7 +197,7 @@ def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
         times = (took.token, took.short, took.prompt)
         samples |= {name: [time_ns] * 3 for name, time_ns in zip(each.names(), times, strict=True)}
     running, in_a_row = software._many.decision_names()
-    samples |= {running: [900_000.0] * 3, in_a_row: [450_000.0] * 3}
+    samples |= {running: [9_000.0] * 3, in_a_row: [7_000.0] * 3}
     sheet = new_sheet(samples)
     found = software.sections(sheet) | OTHERS | decisions("1us")
     sheet.sources["made"] = dict(ESTIMATE)
@@ -204,8 +205,8 @@ def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
     for key in ("schema", "name", "title"):
         del machine[key]
     software.complete(machine, found, sheet)
-    assert found["decisions"]["default"]["base"][0] == "2.000us"
-    assert "times 2.00" in sheet.sources["made"]["source"]
+    assert found["decisions"]["default"]["base"][0] == "3.000us"
+    assert "2.000us more" in sheet.sources["made"]["source"]
     assert parse_ns(found["wait"]["router"][0]) == pytest.approx(true.router, rel=0.01)
     assert parse_ns(found["kernels"]["head_fixed"][0]) == pytest.approx(true.head, rel=0.02)
     prompt_ns = parse_ns(found["launch"]["prompt_layer"][0])

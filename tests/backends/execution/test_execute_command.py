@@ -164,13 +164,10 @@ def test_what_cannot_be_done_is_said_in_one_line(
 def test_without_torch_it_says_so_and_exits_3(weights: str, prompts: Path) -> None:
     """A machine without torch gets the line that installs it."""
     code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "import typer\n"
-        "from moesim.backends.execute_command import execute\n"
-        "app = typer.Typer(); app.command()(execute); app()\n"
+        "import sys; sys.modules['torch'] = None\nfrom moesim.simulator.cli import main\nmain()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, weights, "--prompts", str(prompts)],
+        [sys.executable, "-c", code, "execute", weights, "--prompts", str(prompts)],
         capture_output=True,
         text=True,
         check=False,
