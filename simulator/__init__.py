@@ -2,5 +2,6 @@
 
 A reader begins with ``terms`` (the nouns), ``messages`` (facts in, commands out) and
 ``policies/base`` (what a policy is asked); ``controller`` is the heart and ``runs`` puts it all
-together.
+together. All of this is for one GPU, whole experts and RAM that holds them; ``gpus``, ``splits``
+and ``tiers`` are what differs otherwise, in files named like those that they specialise.
 """

@@ -1,22 +1,22 @@
-"""What a controller keeps its books in: those of whole experts, or those of parts."""
+"""What a controller keeps its books in: whole experts or parts, on one GPU or several, in tiers."""
 
 from typing import NamedTuple
 
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.gpus_event import GpusEvents
-from moesim.simulator.gpus_plan import GpuPlan
-from moesim.simulator.gpus_residency import GpusResidency
-from moesim.simulator.gpus_transfers import GpusTransfers
+from moesim.simulator.gpus.layer_event import GpusEvents
+from moesim.simulator.gpus.plan import GpuPlan
+from moesim.simulator.gpus.residency import GpusResidency
+from moesim.simulator.gpus.transfers import GpusTransfers
 from moesim.simulator.layer_event import LayerEvents
 from moesim.simulator.ledger import Counts
 from moesim.simulator.policies.base import CachePolicy, RunInfo, SchedulePolicy, View
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Residency
-from moesim.simulator.split_event import SplitEvents
-from moesim.simulator.split_residency import SplitResidency
-from moesim.simulator.split_transfers import SplitOutbox, SplitTransfers
-from moesim.simulator.tiers import Shelves
-from moesim.simulator.tiers_transfers import TieredOutbox, TieredTransfers
+from moesim.simulator.splits.layer_event import SplitEvents
+from moesim.simulator.splits.residency import SplitResidency
+from moesim.simulator.splits.transfers import SplitOutbox, SplitTransfers
+from moesim.simulator.tiers.hierarchy import Shelves
+from moesim.simulator.tiers.transfers import TieredOutbox, TieredTransfers
 from moesim.simulator.transfers import Outbox, Transfers
 
 
@@ -53,74 +53,64 @@ def open_books(
 
     Raises:
         BudgetError: What the policy asks for does not fit, or cannot hold what one token needs.
-        CapabilityError: Experts are split and lie in tiers.
+        CapabilityError: Experts are split, and lie in tiers or on several GPUs.
     """
-    queue = PrefetchQueue(run.experts)
-    shape = run.expert_bytes_L, run.experts, run.top_k, run.budget_bytes
     partition, staging_bytes = cache.partition(), cache.staging_bytes()
-    if gpus is not None:
-        if partition is not None:
-            raise CapabilityError(
-                f"{type(cache).__name__} splits experts, and several GPUs hold whole ones; choose "
-                "another cache policy, or --gpus 1"
-            )
-        spread = GpusResidency(run, gpus.home, gpus.rooms_G, cache.quotas_L(), staging_bytes)
-        view, sent = View(spread, kv_free_bytes=run.kv_bytes), Outbox()
-        copies = GpusTransfers(cache, spread, view, counts, sent, window_bytes, gpus.gpus)
-        served = GpusEvents(
-            run,
-            cache,
-            schedule,
-            residency=spread,
-            transfers=copies,
-            queue=queue,
-            view=view,
-            counts=counts,
-            out=sent,
+    if partition is not None:
+        _check_whole(cache, shelves, gpus)
+    shape = run.expert_bytes_L, run.experts, run.top_k, run.budget_bytes
+    residency: Residency
+    transfers: Transfers
+    out = Outbox()
+    events: type[LayerEvents] = LayerEvents
+
+    def seen(residency: Residency) -> View:
+        return View(residency, kv_free_bytes=run.kv_bytes)
+
+    if partition is not None:
+        residency = parts = SplitResidency(*shape, partition, staging_bytes)
+        view, out, events = seen(parts), SplitOutbox(parts.experts_total), SplitEvents
+        transfers = SplitTransfers(cache, parts, view, counts, out, window_bytes)
+    elif gpus is not None:
+        residency = spread = GpusResidency(
+            run, gpus.home, gpus.rooms_G, cache.quotas_L(), staging_bytes
         )
-        served.gpus = gpus.gpus
-        return Books(spread, view, queue, sent, copies, served)
-    if partition is None:
+        view, events = seen(spread), GpusEvents
+        transfers = GpusTransfers(cache, spread, view, counts, out, window_bytes)
+    else:
         residency = Residency(*shape, cache.quotas_L(), staging_bytes)
-        view = View(residency, kv_free_bytes=run.kv_bytes)
-        out: Outbox
+        view = seen(residency)
         if shelves is None:
-            out = Outbox()
             transfers = Transfers(cache, residency, view, counts, out, window_bytes)
         else:
             out = tiered = TieredOutbox()
             transfers = TieredTransfers(
                 cache, residency, view, counts, tiered, window_bytes, shelves
             )
-        events = LayerEvents(
-            run,
-            cache,
-            schedule,
-            residency=residency,
-            transfers=transfers,
-            queue=queue,
-            view=view,
-            counts=counts,
-            out=out,
-        )
-        return Books(residency, view, queue, out, transfers, events)
-    if shelves is not None:
-        raise CapabilityError(
-            f"{type(cache).__name__} splits experts, and tiers below VRAM hold whole ones; choose "
-            "another cache policy, or give RAM for all experts and no peer cache"
-        )
-    parts = SplitResidency(*shape, partition, staging_bytes)
-    view, out = View(parts, kv_free_bytes=run.kv_bytes), SplitOutbox(parts.experts_total)
-    moves = SplitTransfers(cache, parts, view, counts, out, window_bytes)
-    split = SplitEvents(
+    queue = PrefetchQueue(run.experts)
+    served = events(
         run,
         cache,
         schedule,
-        residency=parts,
-        transfers=moves,
+        residency=residency,
+        transfers=transfers,
         queue=queue,
         view=view,
         counts=counts,
         out=out,
     )
-    return Books(parts, view, queue, out, moves, split)
+    return Books(residency, view, queue, out, transfers, served)
+
+
+def _check_whole(cache: CachePolicy, shelves: Shelves | None, gpus: GpuPlan | None) -> None:
+    """Refuse what holds whole experts only, for a policy that splits them."""
+    if gpus is not None:
+        raise CapabilityError(
+            f"{type(cache).__name__} splits experts, and several GPUs hold whole ones; choose "
+            "another cache policy, or --gpus 1"
+        )
+    if shelves is not None:
+        raise CapabilityError(
+            f"{type(cache).__name__} splits experts, and tiers below VRAM hold whole ones; choose "
+            "another cache policy, or give RAM for all experts and no peer cache"
+        )

@@ -24,7 +24,7 @@ from moesim.simulator.errors import (
     ProtocolError,
 )
 from moesim.simulator.forming import Forming
-from moesim.simulator.gpus_plan import GpuPlan
+from moesim.simulator.gpus.plan import GpuPlan
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import (
     Answered,
@@ -57,7 +57,7 @@ from moesim.simulator.policies.base import (
     overrides,
 )
 from moesim.simulator.prefetching import Prefetching
-from moesim.simulator.tiers import Shelves
+from moesim.simulator.tiers.hierarchy import Shelves
 from moesim.simulator.trading import Lender
 from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
 

@@ -18,6 +18,7 @@ from moesim.simulator.messages import (
     Copy,
     FormStep,
     LayerDone,
+    LayerRouted,
     Move,
     Order,
     Run,
@@ -298,6 +299,10 @@ class Hands:
                 for count in range(self._experts + 1)
             ]
         self._launch_ns = self._known_launch_ns[has_prompt]
+
+    def routed(self, fact: LayerRouted) -> LayerRouted:
+        """Take note of what the last router has chosen; return it as the controller is told."""
+        return fact
 
     def launch_layer(self, layer: int) -> None:
         """Launch attention and router of a layer, or past the last layer what makes the token."""

@@ -17,8 +17,8 @@ from moesim.simulator.choices import tokens_of
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demands import Step, Workload
 from moesim.simulator.errors import ProtocolError
-from moesim.simulator.gpus_hands import GpusHands
-from moesim.simulator.gpus_plan import GpuPlan
+from moesim.simulator.gpus.hands import GpusHands
+from moesim.simulator.gpus.plan import GpuPlan
 from moesim.simulator.hands import Hands, SizeOf
 from moesim.simulator.ledger import RequestTimes, Timings
 from moesim.simulator.machine import FOREVER, Span
@@ -40,7 +40,6 @@ from moesim.simulator.messages import (
     count_commands,
 )
 from moesim.simulator.serving.desk import Desk, Terms
-from moesim.simulator.terms import Device
 
 _new = tuple.__new__  # half the time of CopiesEnded(...), which is Python
 
@@ -117,7 +116,6 @@ class Host(ABC):
         self._on_step = on_step
         self._decides_on_host = costs.decides_on == "host"
         self._reading_ns = costs.sync_ns + costs.poll_ns
-        self._gpus = gpus
         self._hands = (Hands if gpus is None else partial(GpusHands, gpus))(
             costs,
             workload.layers,
@@ -186,8 +184,7 @@ class Host(ABC):
         for layer in range(self._workload.layers):
             self._await_kernel()
             facts = self._poll()
-            routed = step.routed(layer)
-            facts.append(routed if self._gpus is None else self._spread(routed, self._gpus))
+            facts.append(hands.routed(step.routed(layer)))
             hands.layer_done = -1
             self._tell(facts)
             while hands.layer_done != layer:
@@ -196,12 +193,6 @@ class Host(ABC):
                 self._wait_and_tell()
         self._await_kernel()
         self._end_step(step)
-
-    def _spread(self, fact: LayerRouted, gpus: GpuPlan) -> LayerRouted:
-        """Return what a router has chosen with its GPU named, and let the hands know of it."""
-        assert isinstance(self._hands, GpusHands)
-        self._hands.foresee(tokens_of(fact.experts))
-        return fact._replace(device=Device("gpu", gpus.router_L[fact.layer]))
 
     def _end_step(self, step: Step) -> None:
         facts = self._poll()

@@ -370,13 +370,7 @@ class Gpu:
         if not self._queue:
             return None
         _, _, _, _, issued_ns, after = self._queue[0]
-        begins_ns = max(issued_ns, self.free_ns)
-        for other in after:
-            end_ns = self._ends[other]
-            if end_ns is None:
-                return None
-            begins_ns = max(begins_ns, end_ns + self._after_copy_ns)
-        return begins_ns
+        return certain_begin_ns(issued_ns, self.free_ns, after, self._ends, self._after_copy_ns)
 
     def settle_next(self, nothing_before_ns: int) -> bool:
         """Begin the kernel in turn if that is certain, and return whether it was; see `settle`."""
@@ -393,6 +387,27 @@ class Gpu:
             known.clear()
         slowed_ns = known[ns] = self._slowed_ns(ns, kind is Kind.EXPERTS)
         return slowed_ns
+
+
+def certain_begin_ns(
+    issued_ns: int, free_ns: int, after: Sequence[int], ends: Ends, after_ns: int = 0
+) -> int | None:
+    """Return when the job in turn begins, or None while a job that it waits for has no certain end.
+
+    Args:
+        issued_ns: When it was handed over.
+        free_ns: When the job before it ends.
+        after: The jobs that it waits for.
+        ends: When jobs end.
+        after_ns: From the end of such a job until it begins.
+    """
+    begins_ns = max(issued_ns, free_ns)
+    for other in after:
+        end_ns = ends[other]
+        if end_ns is None:
+            return None
+        begins_ns = max(begins_ns, end_ns + after_ns)
+    return begins_ns
 
 
 def settle_all(waiting: list[Server]) -> None:

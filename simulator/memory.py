@@ -73,7 +73,7 @@ class MemorySpec:
                 f"give one of --vram, --expert-budget and --slots, not {' and '.join(given)}"
             )
         if self.expert_budget is not None:
-            return min(all_bytes, _parse("--expert-budget", self.expert_budget))
+            return min(all_bytes, parse_size("--expert-budget", self.expert_budget))
         if self.slots is not None and self.slots.endswith("%"):
             room = int(all_bytes * _share(self.slots))
             equal = all_bytes == experts * largest_bytes
@@ -81,7 +81,7 @@ class MemorySpec:
         if self.slots is not None:
             return min(all_bytes, _slots(self.slots) * largest_bytes)
         if self.vram is not None:
-            total = _parse("--vram", self.vram)
+            total = parse_size("--vram", self.vram)
         elif usable_bytes is not None:
             total = usable_bytes
         else:
@@ -151,11 +151,6 @@ def kv_bytes(shape: CostShape, context_tokens: int) -> int:
     return KvShape.of(shape).size_bytes(context_tokens)
 
 
-def kv_room(spec: MemorySpec, needed_bytes: int) -> int:
-    """Return the room for KV caches: what the user gave, else what is needed."""
-    return needed_bytes if spec.kv is None else _parse("--kv", spec.kv)
-
-
 def activation_bytes(shape: CostShape, tokens: int) -> int:
     """Return the room of what a step keeps of its tokens: K + 4 rows of D, 16 bits each.
 
@@ -185,12 +180,7 @@ def plan(
         OutOfMemoryError: The whole does not fit the machine.
     """
     shape, usable = costs.shape, costs.profile.vram_usable_bytes
-    workspace_bytes, room_bytes = costs.workspace_bytes, kv_bytes(shape, context_tokens)
-    if server is not None:
-        workspace_bytes += activation_bytes(shape, server.step_tokens)
-        room_bytes = server.kv_bytes
-    room_bytes = kv_room(spec, room_bytes)
-    fixed = Fixed(shape.resident_bytes, room_bytes, workspace_bytes)
+    fixed = beside_experts(spec, costs, context_tokens, server)
     experts = spec.expert_bytes(
         experts=len(shape.layers) * shape.experts,
         largest_bytes=max(layer.expert_bytes for layer in shape.layers),
@@ -198,24 +188,48 @@ def plan(
         fixed=fixed,
         usable_bytes=usable,
     )
+    room_bytes = fixed.kv_bytes
     if server is not None and spec.kv is None and spec.gives_experts:
-        left_bytes = usable - shape.resident_bytes - workspace_bytes - experts
+        left_bytes = usable - fixed.dense_bytes - fixed.workspace_bytes - experts
         room_bytes = max(0, min(room_bytes, left_bytes))
-    host_bytes = None
-    if experts < shape.expert_bytes_total or spec.ram is not None:
-        host_bytes = _host_bytes(spec.ram, costs.profile, shape.expert_bytes_total)
+    host_bytes = host_room(spec.ram, costs, experts)
     result = MemoryPlan(
-        usable, shape.resident_bytes, room_bytes, workspace_bytes, experts, host_bytes
+        usable, fixed.dense_bytes, room_bytes, fixed.workspace_bytes, experts, host_bytes
     )
     _check_fits(result, costs.profile)
     return result
 
 
-def _host_bytes(ram: str | None, machine: HardwareProfile, all_bytes: int) -> int | None:
-    """Return the room for experts in RAM, or None if they all have room there."""
+def beside_experts(
+    spec: MemorySpec, costs: CostModel, context_tokens: int, server: Server | None
+) -> Fixed:
+    """Return what VRAM must hold beside experts; the arguments are those of `plan`."""
+    workspace_bytes, room_bytes = costs.workspace_bytes, kv_bytes(costs.shape, context_tokens)
+    if server is not None:
+        workspace_bytes += activation_bytes(costs.shape, server.step_tokens)
+        room_bytes = server.kv_bytes
+    room_bytes = room_bytes if spec.kv is None else parse_size("--kv", spec.kv)
+    return Fixed(costs.shape.resident_bytes, room_bytes, workspace_bytes)
+
+
+def host_room(ram: str | None, costs: CostModel, expert_bytes: int) -> int | None:
+    """Return the room for experts in RAM, or None if it needs or has room for all.
+
+    Args:
+        ram: What the user said of it.
+        costs: Machine and model.
+        expert_bytes: Room for experts in VRAM; where that holds all, RAM needs none.
+
+    Raises:
+        InputError: What the user said cannot be read.
+        OutOfMemoryError: RAM does not hold all, or not what was asked for, and there is no NVMe.
+    """
+    machine, all_bytes = costs.profile, costs.shape.expert_bytes_total
+    if ram is None and expert_bytes >= all_bytes:
+        return None
     room_bytes = machine.ram_bytes - min(_SYSTEM_BYTES, machine.ram_bytes // _SYSTEM_SHARE)
     if ram is not None:
-        room_bytes = _parse("--ram", ram)
+        room_bytes = parse_size("--ram", ram)
         if room_bytes > machine.ram_bytes:
             raise OutOfMemoryError(
                 f"--ram {ram}: {machine.name} has {format_bytes(machine.ram_bytes)} of RAM"
@@ -263,7 +277,12 @@ def _share(text: str) -> float:
     return share
 
 
-def _parse(option: str, text: str) -> int:
+def parse_size(option: str, text: str) -> int:
+    """Return the bytes that a user gave for an option.
+
+    Raises:
+        InputError: It cannot be read.
+    """
     try:
         return parse_bytes(text)
     except ProfileError as error:

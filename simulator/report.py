@@ -8,12 +8,12 @@ from rich.table import Table
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.bounds import Bounds
 from moesim.simulator.distance import split
-from moesim.simulator.gpus_results import gpu_lines
+from moesim.simulator.gpus.results import gpu_lines
 from moesim.simulator.ledger import Timings
 from moesim.simulator.request_times import request_lines
 from moesim.simulator.runs import RunResult
 from moesim.simulator.tables import console
-from moesim.simulator.tiers_results import tier_lines
+from moesim.simulator.tiers.results import tier_lines
 
 
 def print_result(result: RunResult) -> None:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moesim.hardware_profiles.writing import replacing
-from moesim.simulator import gpus_results, request_times, tiers_results
+from moesim.simulator import request_times
 from moesim.simulator.bounds import Bounds
 from moesim.simulator.errors import InputError
+from moesim.simulator.gpus import results as gpus_results
 from moesim.simulator.ledger import Counts, RequestTimes, Timings
 from moesim.simulator.summaries import summary
+from moesim.simulator.tiers import results as tiers_results
 
 if TYPE_CHECKING:
     from moesim.simulator.streamed_times import StreamedTimes

@@ -12,12 +12,12 @@ from moesim.hardware_profiles import load_runtime
 from moesim.simulator import models
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import CapabilityError, InputError
+from moesim.simulator.gpus.placement import PLACEMENTS
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.models.cost_shape import CostShape
-from moesim.simulator.placement import PLACEMENTS
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.serving.spec import Serving
-from moesim.simulator.tiers_plan import TierSpec
+from moesim.simulator.tiers.plan import TierSpec
 from moesim.traces import RoutingTrace
 
 GRANTS = frozenset({"future", "profile", "transitions"})
@@ -46,7 +46,7 @@ class RunSpec:
         serving: Who arrives and on which terms; None serves one recorded request after another.
         tiers: Where experts lie that are not in VRAM.
         gpus: How many GPUs of the host serve.
-        placement: How experts or layers are spread over them; see ``placement``.
+        placement: How experts or layers are spread over them; see ``gpus/placement``.
     """
 
     trace: RoutingTrace

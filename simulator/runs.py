@@ -25,15 +25,14 @@ from moesim.simulator.engine_compiled import replay_compiled
 from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError, PolicyError
 from moesim.simulator.foresight import RecordedFuture
-from moesim.simulator.gpus_plan import GpuPlan, plan_gpus
-from moesim.simulator.gpus_results import NO_BOUNDS as NO_BOUNDS_OF_SEVERAL
-from moesim.simulator.gpus_results import exchange_ns, gpu_fields
+from moesim.simulator.gpus.plan import Dividing, GpuPlan
+from moesim.simulator.gpus.results import NO_BOUNDS as NO_BOUNDS_OF_SEVERAL
+from moesim.simulator.gpus.results import exchange_ns, gpu_fields
 from moesim.simulator.host import Host
 from moesim.simulator.ledger import Counts, Timings, check
 from moesim.simulator.long_traces import NO_BOUNDS, has_long, is_long
 from moesim.simulator.machine import Span
-from moesim.simulator.memory import MemoryPlan, MemorySpec, plan
-from moesim.simulator.memory import Server as ServerNeeds
+from moesim.simulator.memory import MemoryPlan
 from moesim.simulator.messages import Command, Fact
 from moesim.simulator.policies.base import UNLIMITED_BYTES
 from moesim.simulator.registry import Axis, PolicySpec
@@ -53,8 +52,8 @@ from moesim.simulator.serving.limits import Formed, served_bounds
 from moesim.simulator.serving.setup import Served, serve
 from moesim.simulator.serving.workload import ServedWorkload
 from moesim.simulator.streamed_times import StreamedTimes, streamed_fields
-from moesim.simulator.tiers_plan import TierPlan, plan_tiers
-from moesim.simulator.tiers_results import (
+from moesim.simulator.tiers.plan import TierPlan, plan_tiers
+from moesim.simulator.tiers.results import (
     BOUNDS_WITHOUT_NVME,
     BOUNDS_WITHOUT_PEER,
     least_nvme_bytes,
@@ -105,19 +104,8 @@ def prepare(spec: RunSpec) -> "Prepared":
     check_needs(spec, {str(axis): policy for axis, policy in policies.items()})
     needs = frozenset().union(*(policy.needs for policy in policies.values()))
     costs = CostModel(machine, runtime, shape).with_signals(needs)
-    served, gpus = None, None
-
-    def divide(
-        given: MemorySpec, costs: CostModel, context: int, server: ServerNeeds | None = None
-    ) -> MemoryPlan:
-        nonlocal gpus
-        if spec.gpus == 1:
-            return plan(given, costs, context, server)
-        gpus, divided = plan_gpus(
-            spec.gpus, spec.placement, given, costs, context, server, spec.profile_trace
-        )
-        return divided
-
+    served = None
+    divide = Dividing(spec.gpus, spec.placement, spec.profile_trace)
     if spec.serving is None:
         context = int(spec.trace.position_T.max()) + 1
         memory = divide(spec.memory, costs, context)
@@ -131,12 +119,14 @@ def prepare(spec: RunSpec) -> "Prepared":
     if tiers is not None:
         check_needs(spec, tiers.policies)
     notes += tier_notes
-    if tiers is not None and gpus is not None:
+    if tiers is not None and divide.spread is not None:
         raise CapabilityError(
             f"--gpus {spec.gpus}: tiers below VRAM are simulated for one GPU alone; leave out "
-            "--peer-cache and --ram"
+            "--peer-cache"
         )
-    return Prepared(spec, machine, runtime, costs, memory, policies, notes, served, tiers, gpus)
+    return Prepared(
+        spec, machine, runtime, costs, memory, policies, notes, served, tiers, divide.spread
+    )
 
 
 @cache

@@ -29,14 +29,14 @@ from moesim.hardware_profiles.errors import ProfileError
 from moesim.hardware_profiles.files import read_tree
 from moesim.hardware_profiles.units import parse_ns
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.gpus.placement import PLACEMENTS
 from moesim.simulator.key_values import key_values
 from moesim.simulator.memory import MemorySpec
-from moesim.simulator.placement import PLACEMENTS
 from moesim.simulator.registry import AXES
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import ENGINE_NAMES
 from moesim.simulator.serving.stream import with_files
-from moesim.simulator.tiers_plan import TierSpec
+from moesim.simulator.tiers.plan import TierSpec
 from moesim.traces import RoutingTrace, load, parse_mapping
 
 TRACES_KEPT = 4

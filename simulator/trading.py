@@ -109,17 +109,11 @@ class Lender:
         Raises:
             PolicyError: Too many experts are in use, or the policy chose one that is.
         """
-        pool, residency = self.pool, self._residency
-        evictable = residency.evictable[pool.number]
+        pool = self.pool
         while len(pool.rooms) > slots:
-            if not residency.can_evict(pool):
+            if not self._residency.can_evict(pool):
                 raise PolicyError(f"{slots} slots do not hold the {len(pool.rooms)} experts in use")
-            victim = self._cache.choose_victim(evictable, self._view)
-            if victim not in evictable:
-                raise PolicyError(
-                    f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
-                )
-            self._transfers.evict(victim, pool)
+            self._transfers.evict_victim(pool)
         for expert, src, dst in pool.resize(slots):
             self._out.number += 1
             self._moves += 1

@@ -78,6 +78,7 @@ class Transfers:
             if has_shortcut(cache, "make_room", "admit", "choose_victim", "on_admit", "on_evict")
             else None
         )
+        self._ends_alike = type(self)._end is Transfers._end  # noqa: SLF001  our own
         self._residency = residency
         self._view = view
         self._counts = counts
@@ -170,13 +171,7 @@ class Transfers:
                 len(pool.rooms) > len(leased) + len(loading) or residency.can_evict(pool)
             ):
                 return False
-            evictable = residency.evictable[pool.number]
-            victim = self._choose_victim(evictable, self._view)
-            if victim not in evictable:
-                raise PolicyError(
-                    f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
-                )
-            self.evict(victim, pool)
+            self.evict_victim(pool)
         number = self._out.copy(expert, pool.take(expert, size), cause, size, after)
         loading[expert] = number
         self._copies[number] = expert
@@ -213,6 +208,20 @@ class Transfers:
                 )
             if not residency.has_room(expert):
                 self.copy_into(residency.cache_of(expert), expert, Cause.REBALANCE)
+
+    def evict_victim(self, pool: Pool) -> None:
+        """Let whom the cache policy chooses leave a cache pool.
+
+        Raises:
+            PolicyError: It is nobody who may.
+        """
+        evictable = self._residency.evictable[pool.number]
+        victim = self._choose_victim(evictable, self._view)
+        if victim not in evictable:
+            raise PolicyError(
+                f"{type(self._cache).__name__} chose expert {victim}, which it was not offered"
+            )
+        self.evict(victim, pool)
 
     def evict(self, expert: int, pool: Pool) -> None:
         """Take an expert's room back, be it resident or still loading."""
@@ -271,7 +280,7 @@ class Transfers:
             if expert in residency.loading:
                 self._leaving.add(expert)
             else:
-                self.evict(expert, residency.staging)
+                self.evict(expert, residency.staging_of(expert))
 
     def copy_ended(self, fact: CopyEnded) -> None:
         """Note that a copy is complete; its expert is resident, unless its room was given away."""
@@ -280,7 +289,8 @@ class Transfers:
     def copies_ended(self, fact: CopiesEnded) -> None:
         """Note that several copies are complete."""
         copies, numbers = self._copies, fact.numbers
-        if not self._leaving and len(numbers) == len(copies) and list(copies) == numbers:
+        is_usual = self._ends_alike and not self._leaving
+        if is_usual and len(numbers) == len(copies) and list(copies) == numbers:
             copies.clear()
             self._residency.loading.clear()
             self._view.queued_bytes = 0

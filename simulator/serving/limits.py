@@ -22,6 +22,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.simulator.bounds import NOTES, Actions, Bounds, BytesKind
 from moesim.simulator.costs import CostModel
@@ -158,7 +159,7 @@ class _Moved:
         self._room_bytes = room_bytes
         self._warm = warm
 
-    def least_bytes(self, counts_S: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> int:
+    def least_bytes(self, counts_S: NDArray[np.bool_]) -> int:
         """Return the bytes of some steps, where those of all others are for free."""
         counts_N = counts_S[self._event_N // self._demands.layers]
         uses = Uses(self._demands.expert_N, self._event_N, self._size_N, counts_N)

@@ -10,13 +10,12 @@ from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.engine_counts import count
 from moesim.simulator.errors import InputError
-from moesim.simulator.gpus_plan import plan_gpus
+from moesim.simulator.gpus.placement import COUNTED, PLACEMENTS
+from moesim.simulator.gpus.plan import Dividing
 from moesim.simulator.host import Host
-from moesim.simulator.memory import MemoryPlan, MemorySpec, Server
-from moesim.simulator.memory import plan as divide_one
+from moesim.simulator.memory import MemoryPlan, MemorySpec
 from moesim.simulator.messages import Command, Copy, LayerDone, Reroute, Run
 from moesim.simulator.models.cost_shape import CostShape
-from moesim.simulator.placement import COUNTED, PLACEMENTS
 from moesim.simulator.policies.base import Policy
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.run_spec import RunSpec
@@ -26,7 +25,7 @@ from moesim.simulator.serving.spec import Serving
 from moesim.simulator.testing.adversary import AdversarialDriver, Choose
 from moesim.simulator.testing.tiny import tiny_trace
 from moesim.simulator.testing.witness import Witness
-from moesim.simulator.tiers_plan import TierPlan
+from moesim.simulator.tiers.plan import TierPlan
 from moesim.traces import RoutingTrace
 
 EXPERT_BYTES = 1_000_000
@@ -137,40 +136,34 @@ def small_run(
         gpus=gpus,
         placement=placement,
     )
-    plan, spread = None, None
     given = MemorySpec(expert_budget=f"{budget_bytes}B", kv=kv)
-    if gpus > 1:
-
-        def divide(
-            given: MemorySpec, costs: CostModel, context: int, server: Server | None = None
-        ) -> MemoryPlan:
-            nonlocal spread
-            spread, divided = plan_gpus(
-                gpus, placement, given, costs, context, server, profile_trace
-            )
-            return divided
-
-        plan = divide
+    divide = Dividing(gpus, placement, profile_trace)
+    served = None
     if serving is not None:
-        served = serve(serving, trace, policies, costs, given, seed=seed, divide=plan or divide_one)
+        served = serve(serving, trace, policies, costs, given, seed=seed, divide=divide)
         memory = served.memory
-        return Prepared(
-            spec, costs.profile, costs.runtime, costs, memory, policies, [], served, tiers, spread
+    elif gpus > 1:
+        memory = divide(given, costs, 1)
+    else:
+        memory = MemoryPlan(
+            total_bytes=shape.resident_bytes + costs.workspace_bytes + budget_bytes,
+            dense_bytes=shape.resident_bytes,
+            kv_bytes=0,
+            workspace_bytes=costs.workspace_bytes,
+            expert_bytes=budget_bytes,
         )
-    if plan is not None:
-        memory = plan(given, costs, 1)
-        return Prepared(
-            spec, costs.profile, costs.runtime, costs, memory, policies, [], gpus=spread
-        )
-    fixed_bytes = shape.resident_bytes + costs.workspace_bytes
-    memory = MemoryPlan(
-        total_bytes=fixed_bytes + budget_bytes,
-        dense_bytes=shape.resident_bytes,
-        kv_bytes=0,
-        workspace_bytes=costs.workspace_bytes,
-        expert_bytes=budget_bytes,
+    return Prepared(
+        spec,
+        costs.profile,
+        costs.runtime,
+        costs,
+        memory,
+        policies,
+        [],
+        served,
+        tiers,
+        divide.spread,
     )
-    return Prepared(spec, costs.profile, costs.runtime, costs, memory, policies, [], tiers=tiers)
 
 
 def adversarial(

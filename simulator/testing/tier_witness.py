@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from moesim.simulator.messages import Command, Copy, CopyEnded, CpuRunEnded, Fact, Run
 from moesim.simulator.terms import CPU, NVME, RAM, Place, Tier
-from moesim.simulator.tiers import Shelves
-from moesim.simulator.tiers_shelf import Shelf
+from moesim.simulator.tiers.hierarchy import Shelves
+from moesim.simulator.tiers.shelf import Shelf
 
 
 class TierWitness:

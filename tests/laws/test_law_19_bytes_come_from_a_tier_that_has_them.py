@@ -25,8 +25,8 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
-from moesim.simulator.tiers_plan import TierPlan
-from moesim.simulator.tiers_shelf import Shelf
+from moesim.simulator.tiers.plan import TierPlan
+from moesim.simulator.tiers.shelf import Shelf
 
 MB = 1_000_000
 BRINGING_IN = ("adaptive_split", "periodic", "split")

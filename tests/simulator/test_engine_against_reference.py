@@ -37,7 +37,7 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
-from moesim.simulator.tiers_plan import TierPlan
+from moesim.simulator.tiers.plan import TierPlan
 
 
 class Recorder:

@@ -43,15 +43,23 @@ def test_every_policy_of_ours_passes(axis: Axis, name: str) -> None:
     assert name in str(report)
 
 
+NEED_MORE = {
+    "periodic:predictor=network",  # a file; tests/backends/execution/test_live_predictor.py
+    "periodic:first=all",  # room for all and held=N; tests/simulator/policies/test_periodic.py
+}
+"""What no single option can say."""
+
+
 def variants() -> Iterator[tuple[Axis, str]]:
     """Yield each policy of ours with each value of each option that is one of a few."""
     for axis, name in EVERY_POLICY:
         spec = sample_spec(axis, name)
         for option in registry.options(spec.cls).values():
             for value in get_args(option.kind) if get_origin(option.kind) is Literal else ():
-                if value != option.default:
+                said = f"{name}:{option.name}={value}"
+                if value != option.default and said not in NEED_MORE:
                     inner = f"/{spec.inner.text}" if spec.inner else ""
-                    yield axis, f"{name}:{option.name}={value}{inner}"
+                    yield axis, f"{said}{inner}"
 
 
 @pytest.mark.parametrize(("axis", "text"), [*variants()])

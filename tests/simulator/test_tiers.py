@@ -33,7 +33,7 @@ from moesim.simulator.testing import (
     tiny_trace,
     trace_of,
 )
-from moesim.simulator.tiers_plan import TierPlan
+from moesim.simulator.tiers.plan import TierPlan
 
 SAMPLE = Path(__file__).resolve().parents[2] / "traces" / "samples" / "reference-12x32.npz"
 MB = 1_000_000

@@ -11,7 +11,7 @@ from moesim.hardware_profiles import HardwareProfile, load
 from moesim.hardware_profiles.round_numbers import round_machine
 from moesim.simulator.cli import main
 from moesim.simulator.costs import CostModel
-from moesim.simulator.gpus_hands import limits_of
+from moesim.simulator.gpus.hands import limits_of
 
 SAMPLE = Path(__file__).resolve().parents[3] / "traces" / "samples" / "reference-12x32.npz"
 
@@ -58,6 +58,7 @@ def test_a_run_is_written_with_each_gpu(
         (["--gpus", 2, "--cache", "split/lru"], "--gpus 1"),
         (["--gpus", 2, "--engine", "compiled"], "--engine clock"),
         (["--gpus", 2, "--peer-cache", "1GiB"], "one GPU alone"),
+        (["--gpus", 2, "--ram", "1MiB", "--slots", "50%"], "1MiB of it for experts"),
     ],
 )
 def test_what_cannot_be_is_one_line(

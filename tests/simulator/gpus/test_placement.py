@@ -3,7 +3,7 @@
 import pytest
 
 from moesim.simulator.errors import CapabilityError, InputError, UnknownNameError
-from moesim.simulator.placement import PLACEMENTS, coactivations, place
+from moesim.simulator.gpus.placement import PLACEMENTS, coactivations, place
 from moesim.simulator.testing import tiny_trace, trace_of
 
 

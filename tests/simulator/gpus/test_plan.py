@@ -4,7 +4,7 @@ import pytest
 
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import OutOfMemoryError
-from moesim.simulator.gpus_plan import plan_gpus
+from moesim.simulator.gpus.plan import plan_gpus
 from moesim.simulator.memory import MemorySpec
 
 MB = 10**6
@@ -48,3 +48,10 @@ def test_slots_are_shared_out_evenly_as_far_as_there_is_room() -> None:
     assert plan.rooms_G == (3 * MB, 6 * MB)
     with pytest.raises(OutOfMemoryError, match="2 GPUs have room"):
         plan_gpus(2, "round_robin", MemorySpec(slots="10"), tight, 1)
+
+
+def test_ram_that_cannot_hold_all_experts_is_refused() -> None:
+    """What is copied from RAM must lie there: NVMe below it is simulated for one GPU alone."""
+    spec = MemorySpec(slots="8", ram=f"{5 * MB}B")
+    with pytest.raises(OutOfMemoryError, match="RAM of round .* NVMe is simulated for one GPU"):
+        plan_gpus(2, "round_robin", spec, costs(), 1)

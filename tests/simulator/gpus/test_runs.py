@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.simulator import gpus_hands, registry
+from moesim.simulator import registry
 from moesim.simulator.engine_compiled import replay_compiled
 from moesim.simulator.errors import BudgetError, CapabilityError, InputError
-from moesim.simulator.gpus_plan import GpuPlan
+from moesim.simulator.gpus import hands
+from moesim.simulator.gpus.placement import PLACEMENTS
+from moesim.simulator.gpus.plan import GpuPlan
+from moesim.simulator.gpus.shared_links import Limit
 from moesim.simulator.ledger import check
 from moesim.simulator.messages import Copy, Run
-from moesim.simulator.placement import PLACEMENTS
 from moesim.simulator.registry import Axis
 from moesim.simulator.runs import Prepared
 from moesim.simulator.serving.spec import Serving
-from moesim.simulator.shared_links import Limit
 from moesim.simulator.testing import (
     adversarial,
     engine,
@@ -272,7 +273,7 @@ def test_a_switch_without_end_is_as_many_links(data: st.DataObject) -> None:
         return
     apart = outcome(run)
     endless = [Limit(frozenset(range(run.gpus.gpus)), 10**15)] if run.gpus else []
-    with patch.object(gpus_hands, "limits_of", lambda *_: endless):
+    with patch.object(hands, "limits_of", lambda *_: endless):
         together = outcome(run)
     assert apart == together
 

@@ -1,4 +1,4 @@
-"""The copies into VRAM where experts may lie further off than RAM; see ``tiers``.
+"""The copies into VRAM where experts may lie further off than RAM; see ``hierarchy.py``.
 
 Two things differ from ``Transfers``. Of the experts that a layer misses, those on NVMe get their
 room and their copies last: one engine is a queue, and what is near must not wait behind what is
@@ -10,12 +10,11 @@ own, and handed over for VRAM once it is there.
 from collections.abc import Iterable, Sequence
 
 from moesim.simulator.ledger import Counts
-from moesim.simulator.messages import CopiesEnded
 from moesim.simulator.policies.base import CachePolicy, View
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool, Residency
 from moesim.simulator.terms import Cause, Place
-from moesim.simulator.tiers import Shelves, Tiers
+from moesim.simulator.tiers.hierarchy import Shelves, Tiers
 from moesim.simulator.transfers import Outbox, Transfers
 
 
@@ -109,11 +108,6 @@ class TieredTransfers(Transfers):
     def cpu_run_ended(self, run: int) -> None:
         """Note that a CPU run is over."""
         self._tiers.ended(run)
-
-    def copies_ended(self, fact: CopiesEnded) -> None:
-        """Note that several copies are complete."""
-        for n in fact.numbers:
-            self._end(n)
 
     def _end(self, n: int) -> None:
         if not self._tiers.ended(n):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from moesim.hardware_profiles.units import format_bytes
-from moesim.simulator.gpus_plan import GpuPlan
+from moesim.simulator.gpus.plan import GpuPlan
 from moesim.simulator.ledger import Timings
 from moesim.simulator.residency import Residency
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from moesim.simulator.machine import FOREVER, Ends, Server, Span
+from moesim.simulator.machine import FOREVER, Ends, Server, Span, certain_begin_ns
 
 _SECOND_NS = 10**9
 
@@ -118,13 +118,7 @@ class SharedEngine(Server):
         if self.flows_ns is not None:
             return self._begun_ns
         _, _, _, issued_ns, after = self._queue[0]
-        begins_ns = max(issued_ns, self.free_ns)
-        for other in after:
-            end_ns = self._ends[other]
-            if end_ns is None:
-                return None
-            begins_ns = max(begins_ns, end_ns)
-        return begins_ns
+        return certain_begin_ns(issued_ns, self.free_ns, after, self._ends)
 
     def begin(self, now_ns: int) -> None:
         """Begin the copy in turn."""

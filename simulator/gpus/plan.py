@@ -17,16 +17,16 @@ from typing import Any
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import CapabilityError, InputError, OutOfMemoryError
+from moesim.simulator.gpus.placement import COUNTED, place
 from moesim.simulator.memory import (
     Fixed,
     MemoryPlan,
     MemorySpec,
     Server,
-    activation_bytes,
-    kv_bytes,
-    kv_room,
+    beside_experts,
+    host_room,
+    plan,
 )
-from moesim.simulator.placement import COUNTED, place
 from moesim.traces import RoutingTrace
 
 
@@ -64,6 +64,34 @@ class GpuPlan:
         return {"placement": self.placement, "home": self.home, "rooms": self.rooms_G}
 
 
+@dataclass(slots=True)
+class Dividing:
+    """Divides VRAM for a run, of one GPU or of several, and keeps how the run is spread.
+
+    Attributes:
+        gpus: How many there are.
+        placement: Where experts live; see ``placement.py``.
+        profile_trace: What a placement may count.
+        spread: How the run is spread, once VRAM was divided; None on one GPU.
+    """
+
+    gpus: int
+    placement: str
+    profile_trace: RoutingTrace | None = None
+    spread: GpuPlan | None = None
+
+    def __call__(
+        self, spec: MemorySpec, costs: CostModel, context_tokens: int, server: Server | None = None
+    ) -> MemoryPlan:
+        """Divide VRAM; see `plan` and `plan_gpus`."""
+        if self.gpus == 1:
+            return plan(spec, costs, context_tokens, server)
+        self.spread, divided = plan_gpus(
+            self.gpus, self.placement, spec, costs, context_tokens, server, self.profile_trace
+        )
+        return divided
+
+
 def plan_gpus(
     gpus: int,
     placement: str,
@@ -77,7 +105,7 @@ def plan_gpus(
 
     Args:
         gpus: How many; 2 or more.
-        placement: Where experts live; see ``placement``.
+        placement: Where experts live; see ``placement.py``.
         spec: What the user said of memory.
         costs: Machine, runtime and model.
         context_tokens: Longest context of the run.
@@ -103,12 +131,6 @@ def plan_gpus(
                 f"the profile trace has {theirs[0]} layers x {theirs[1]} experts, the model has "
                 f"{layers} x {experts}"
             )
-    if shape.expert_bytes_total > machine.ram_bytes:
-        raise OutOfMemoryError(
-            f"{machine.name} has {format_bytes(machine.ram_bytes)} of RAM, and all experts take "
-            f"{format_bytes(shape.expert_bytes_total)}; reading from NVMe is simulated for one GPU "
-            "alone"
-        )
     home = place(placement, layers, experts, gpus, profile_trace)
     router_L = tuple(home[::experts]) if placement == "by_layer" else (0,) * layers
     fixed_G = _fixed(gpus, router_L, costs, spec, context_tokens, server)
@@ -116,6 +138,13 @@ def plan_gpus(
     for expert, gpu in enumerate(home):
         homed_G[gpu] += shape.layers[expert // experts].expert_bytes
     rooms_G = _rooms(spec, costs, fixed_G, homed_G)
+    host_bytes = host_room(spec.ram, costs, sum(rooms_G))
+    if host_bytes is not None:
+        raise OutOfMemoryError(
+            f"--gpus {gpus}: RAM of {machine.name} has room for {format_bytes(host_bytes)} of "
+            f"experts, and all take {format_bytes(shape.expert_bytes_total)}; reading from NVMe is "
+            "simulated for one GPU alone: take a smaller format, or more RAM"
+        )
     for gpu, (room_bytes, fixed) in enumerate(zip(rooms_G, fixed_G, strict=True)):
         if room_bytes + fixed.total_bytes > machine.vram_usable_bytes:
             raise OutOfMemoryError(
@@ -143,24 +172,20 @@ def _fixed(
 ) -> tuple[Fixed, ...]:
     """Return what each GPU keeps beside experts: its layers, embedding or head, KV, workspace."""
     shape = costs.shape
-    workspace_bytes = costs.workspace_bytes
-    if server is not None:
-        workspace_bytes += activation_bytes(shape, server.step_tokens)
-    cache_bytes = kv_bytes(shape, context_tokens) if server is None else server.kv_bytes
-    cache_bytes = kv_room(spec, cache_bytes)
+    whole = beside_experts(spec, costs, context_tokens, server)
     dense_G, layers_G = [0] * gpus, [0] * gpus
     for layer, gpu in zip(shape.layers, router_L, strict=True):
         dense_G[gpu] += layer.dense_bytes
         layers_G[gpu] += 1
-    rest_bytes = shape.resident_bytes - sum(dense_G)
+    rest_bytes = whole.dense_bytes - sum(dense_G)
     head_bytes = min(shape.head_bytes, rest_bytes)
     dense_G[router_L[-1]] += head_bytes
     dense_G[router_L[0]] += rest_bytes - head_bytes
     layers = len(router_L)
     done = [0, *accumulate(layers_G)]
-    kv_G = [cache_bytes * b // layers - cache_bytes * a // layers for a, b in pairwise(done)]
+    kv_G = [whole.kv_bytes * b // layers - whole.kv_bytes * a // layers for a, b in pairwise(done)]
     return tuple(
-        Fixed(dense_bytes, part_bytes, workspace_bytes)
+        Fixed(dense_bytes, part_bytes, whole.workspace_bytes)
         for dense_bytes, part_bytes in zip(dense_G, kv_G, strict=True)
     )
 

@@ -1,7 +1,7 @@
 """Where an expert's bytes are copied from: the nearest of a neighbour's VRAM, RAM and NVMe.
 
 NVMe, or RAM where that is large enough, has every expert always. Above it lie *shelves*
-(``tiers_shelf``): RAM, through which everything passes that comes from NVMe, and a part of another
+(``shelf.py``): RAM, through which everything passes that comes from NVMe, and a part of another
 GPU's VRAM. A copy of an expert that lies on NVMe is two: NVMe to RAM, then RAM to VRAM, which waits
 for the first. So is a CPU run of one: read, then run.
 
@@ -18,7 +18,7 @@ from moesim.simulator.messages import Copy
 from moesim.simulator.policies.base import View
 from moesim.simulator.residency import Pool
 from moesim.simulator.terms import ALL, NVME, RAM, Cause, Place
-from moesim.simulator.tiers_shelf import Shelf
+from moesim.simulator.tiers.shelf import Shelf
 from moesim.simulator.transfers import Outbox
 
 

@@ -6,26 +6,19 @@ since it is fed by their results.
 
 from typing import cast
 
-from moesim.simulator.gpus_residency import GpusResidency
-from moesim.simulator.gpus_transfers import by_home
+from moesim.simulator.gpus.residency import GpusResidency
 from moesim.simulator.layer_event import LayerEvents
 from moesim.simulator.policies.base import Demand, Group
 from moesim.simulator.terms import Device
 
 
 class GpusEvents(LayerEvents):
-    """Serves the demand of one layer of one step after another on several GPUs.
-
-    Attributes:
-        gpus: How many there are.
-    """
-
-    gpus = 1
+    """Serves the demand of one layer of one step after another on several GPUs."""
 
     def _run_on_gpu(self, group: Group, demand: Demand, *, has_waves: bool) -> None:
         """Hand over the runs of those that have room and have not run, GPU by GPU."""
         residency = cast("GpusResidency", self.residency)
-        for gpu, experts in enumerate(by_home(group.experts, residency, self.gpus)):
+        for gpu, experts in enumerate(residency.by_home(group.experts)):
             if experts:
                 mine = Group(Device("gpu", gpu), experts, group.each)
                 super()._run_on_gpu(mine, demand, has_waves=has_waves)

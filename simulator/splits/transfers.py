@@ -11,7 +11,7 @@ from moesim.simulator.messages import Copies, Copy
 from moesim.simulator.policies.base import CachePolicy, Partition, View
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool
-from moesim.simulator.split_residency import SplitResidency
+from moesim.simulator.splits.residency import SplitResidency
 from moesim.simulator.terms import RAM, Cause, Place
 from moesim.simulator.transfers import Outbox, Transfers
 

@@ -62,6 +62,9 @@ class GpusResidency(Residency):
         quotas_L: Bytes of each layer's own pools together, or None for one pool on each GPU.
         staging_bytes: How much is set apart for experts that do not stay, on all GPUs together;
             each that has experts gets a slot at least.
+
+    Attributes:
+        gpus: How many there are.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class GpusResidency(Residency):
         self._experts = run.experts
         self._home = home
         self._dropped_bytes = 0
+        self.gpus = len(rooms_G)
         self.size_L = list(run.expert_bytes_L)
         self.experts_total = len(self.size_L) * run.experts
         self.loading = {}
@@ -187,6 +191,13 @@ class GpusResidency(Residency):
         """Return the GPU of an expert."""
         return self._home[expert]
 
+    def by_home(self, experts: Sequence[int]) -> list[list[int]]:
+        """Return the experts of each GPU, in their order."""
+        found: list[list[int]] = [[] for _ in range(self.gpus)]
+        for expert in experts:
+            found[self._home[expert]].append(expert)
+        return found
+
     def cache_of(self, expert: int) -> Pool:
         """Return the cache pool of an expert, on its home."""
         return self._pools_GL[self._home[expert]][expert // self._experts]
@@ -206,23 +217,6 @@ class GpusResidency(Residency):
         """Return the free room for this layer on the GPU that has least."""
         homes = self._home[layer * self._experts : (layer + 1) * self._experts]
         return min(self._pools_GL[gpu][layer].free_bytes for gpu in set(homes))
-
-    def can_evict(self, pool: Pool) -> bool:
-        """Return whether anything in a cache pool may leave."""
-        return not pool.is_staging and super().can_evict(pool)
-
-    @property
-    def peak_bytes(self) -> int:
-        """Most bytes that had room at one time, pool by pool."""
-        return sum(self.peaks_G)
-
-    @property
-    def peaks_G(self) -> list[int]:
-        """The same of each GPU."""
-        peaks_G = [pool.peak_bytes for pool in self._staging_G]
-        for pool in self.caches:
-            peaks_G[pool.device] += pool.peak_bytes
-        return peaks_G
 
     def pools(self) -> list[Pool]:
         """Return all pools of all GPUs."""

@@ -12,8 +12,8 @@ from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import LayerRouted, Run
 from moesim.simulator.policies.base import CachePolicy, Demand, Group, RunInfo, SchedulePolicy, View
 from moesim.simulator.prefetch_queue import PrefetchQueue
-from moesim.simulator.split_residency import SplitResidency
-from moesim.simulator.split_transfers import SplitTransfers
+from moesim.simulator.splits.residency import SplitResidency
+from moesim.simulator.splits.transfers import SplitTransfers
 from moesim.simulator.terms import GPU, Cause
 from moesim.simulator.transfers import Outbox
 

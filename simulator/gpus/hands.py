@@ -9,17 +9,18 @@ copies are on engines of their own (they are small and kernels read them where t
 each sending GPU, and queue behind no expert.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
+from moesim.simulator.choices import tokens_of
 from moesim.simulator.costs import CostModel
-from moesim.simulator.gpus_machine import Gpus
-from moesim.simulator.gpus_plan import GpuPlan
+from moesim.simulator.gpus.machine import Gpus
+from moesim.simulator.gpus.plan import GpuPlan
+from moesim.simulator.gpus.shared_links import Limit, SharedEngine, SharedLinks
 from moesim.simulator.hands import Hands, copy_times
 from moesim.simulator.ledger import GpuTimings, Timings
 from moesim.simulator.machine import Server
-from moesim.simulator.messages import Copy, Move, Run
-from moesim.simulator.shared_links import Limit, SharedEngine, SharedLinks
+from moesim.simulator.messages import Copy, LayerRouted, Move, Run
+from moesim.simulator.terms import Device
 
 
 class GpusHands(Hands):
@@ -65,13 +66,14 @@ class GpusHands(Hands):
         """Return False: each command is for a GPU of its own."""
         return False
 
-    def foresee(self, tokens: Mapping[int, int]) -> None:
-        """Take note of how many tokens each expert of the open layer serves."""
+    def routed(self, fact: LayerRouted) -> LayerRouted:
+        """Take note of how many tokens go to each GPU, and name that of the router."""
         assert self.step is not None
         home, rows_G = self._plan.home, [0] * self._plan.gpus
-        for expert, count in tokens.items():
+        for expert, count in tokens_of(fact.experts).items():
             rows_G[home[expert]] += count
         self._rows_G = [min(rows, self.step.tokens) for rows in rows_G]
+        return fact._replace(device=Device("gpu", self._router))
 
     def launch_layer(self, layer: int) -> None:
         """Launch attention and router of a layer, or the head, where its inputs come together."""

@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moesim.hardware_profiles import HardwareProfile, ProfileError
-from moesim.hardware_profiles.units import format_bytes, parse_bytes
+from moesim.hardware_profiles import HardwareProfile
+from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator import registry
 from moesim.simulator.errors import CapabilityError, InputError, OutOfMemoryError
+from moesim.simulator.memory import parse_size
 from moesim.simulator.policies.base import CachePolicy, RunInfo
 from moesim.simulator.registry import PolicySpec
 from moesim.simulator.terms import RAM, Place, Tier
-from moesim.simulator.tiers import Shelves
-from moesim.simulator.tiers_shelf import Shelf
+from moesim.simulator.tiers.hierarchy import Shelves
+from moesim.simulator.tiers.shelf import Shelf
 
 Build = Callable[[PolicySpec, int, int], tuple[RunInfo, CachePolicy]]
 """Builds a policy for a room, with the random stream of this number."""
@@ -142,7 +143,7 @@ def plan_tiers(
     if spec.peer_cache is not None:
         peer = registry.parse("cache", spec.peer_policy or _USUAL)
         peer_gpu = _peer_of(machine)
-        peer_bytes = _parse("--peer-cache", spec.peer_cache)
+        peer_bytes = parse_size("--peer-cache", spec.peer_cache)
         if peer_bytes > machine.vram_usable_bytes:
             raise OutOfMemoryError(
                 f"--peer-cache {spec.peer_cache}: GPU {peer_gpu} of {machine.name} has "
@@ -180,10 +181,3 @@ def _peer_of(machine: HardwareProfile) -> int:
         f"--peer-cache: {machine.name} has no link from another GPU to GPU 0; take a machine whose "
         "profile has link.peer with such a pair"
     )
-
-
-def _parse(option: str, text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ProfileError as error:
-        raise InputError(f"{option} {text}: {error}") from None

@@ -1,10 +1,7 @@
 """The copies under way to several GPUs: every link has a queue and a window of its own."""
 
-from collections.abc import Sequence
-
-from moesim.simulator.gpus_residency import GpusResidency
+from moesim.simulator.gpus.residency import GpusResidency
 from moesim.simulator.ledger import Counts
-from moesim.simulator.messages import CopiesEnded
 from moesim.simulator.policies.base import CachePolicy, View
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.residency import Pool
@@ -23,12 +20,11 @@ class GpusTransfers(Transfers):
         counts: Counts,
         out: Outbox,
         window_bytes: int,
-        gpus: int,
     ) -> None:
         super().__init__(cache, residency, view, counts, out, window_bytes)
         self._make_room = None  # it takes room from one pool
         self._home = residency.home
-        self._queued_G = [0] * gpus
+        self._queued_G = [0] * residency.gpus
 
     def copy_into(self, pool: Pool, expert: int, cause: Cause, after: tuple[int, ...] = ()) -> bool:
         """Give the expert room in the pool and hand its copy over; see `Transfers.copy_into`."""
@@ -54,30 +50,8 @@ class GpusTransfers(Transfers):
             if len(closed) == len(self._queued_G):
                 return
 
-    def clear_staging(self, layer: int) -> None:
-        """Take the staging room of a layer's experts back, now or when their copy has ended."""
-        residency = self._residency
-        for expert in [e for e in residency.staging.rooms if residency.layer(e) == layer]:
-            if expert in residency.loading:
-                self._leaving.add(expert)
-            else:
-                self.evict(expert, residency.staging_of(expert))
-
-    def copies_ended(self, fact: CopiesEnded) -> None:
-        """Note that several copies are complete."""
-        for n in fact.numbers:
-            self._end(n)
-
     def _end(self, n: int) -> None:
         expert = self._copies.get(n)
         super()._end(n)
         assert expert is not None
         self._queued_G[self._home(expert)] -= self._residency.size(expert)
-
-
-def by_home(experts: Sequence[int], residency: GpusResidency, gpus: int) -> list[list[int]]:
-    """Return the experts of each GPU, in their order."""
-    found: list[list[int]] = [[] for _ in range(gpus)]
-    for expert in experts:
-        found[residency.home(expert)].append(expert)
-    return found

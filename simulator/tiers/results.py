@@ -7,7 +7,7 @@ import numpy as np
 
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.ledger import Counts, Timings
-from moesim.simulator.tiers_plan import TierPlan
+from moesim.simulator.tiers.plan import TierPlan
 from moesim.traces import RoutingTrace
 
 # T tokens, L MoE layers, K chosen.
