@@ -1,6 +1,10 @@
-"""The comparison as Markdown: a table for each trace, order, machine and budget."""
+"""The comparison as Markdown: what all cells say together, then a table for each of them.
 
-from collections.abc import Mapping
+A cell is a trace in an order on a machine at a budget.
+"""
+
+from collections.abc import Iterable, Mapping
+from statistics import median
 from typing import Any
 
 Key = tuple[str, str, str, int]
@@ -20,6 +24,7 @@ def by_cell(result: Mapping[str, Any]) -> dict[Key, dict[str, dict[str, Any]]]:
 def tables(result: Mapping[str, Any]) -> str:
     """Return all tables; times are ms, bytes GB."""
     lines = ["# Tables", "", "Written by `benchmarks/system_comparison.py`; see README.md.", ""]
+    lines += _summary(by_cell(result), result["demand_only"])
     for (trace, order, hardware, share), cell in by_cell(result).items():
         lines += [f"## {trace}, {order} order, {hardware}, {share} % of expert bytes", ""]
         lines.append(
@@ -32,6 +37,60 @@ def tables(result: Mapping[str, Any]) -> str:
         lines.append("")
     lines += ["## Not run", "", *(f"- {line}" for line in result["refused"]), ""]
     return "\n".join(lines)
+
+
+def _summary(
+    cells: Mapping[Key, Mapping[str, Mapping[str, Any]]], demand_only: Mapping[str, str]
+) -> list[str]:
+    """Return the median over cells, with the least and the most, of what a line of a cell says."""
+    found = [
+        "## All cells",
+        "",
+        "Median over cells (least to most). Faster: in how many cells TPOT falls against the same "
+        "cache without prefetch. Grouped: TPOT in grouped order against mixed order.",
+        "",
+        "| system | cells | against no prefetch | faster | wasted of moved | against LRU "
+        "| over Belady | grouped |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines = {}
+    for arm in dict.fromkeys(arm for cell in cells.values() for arm in cell):
+        of = {key: cell for key, cell in cells.items() if arm in cell}
+        own = demand_only.get(arm, "")
+        gains = [_gain(cell, arm, own) for cell in of.values() if own in cell]
+        faster = f"{sum(gain < 0 for gain in gains)} of {len(gains)}" if gains else ""
+        wasted = [
+            100 * cell[arm]["bytes_prefetch_wasted"] / max(1, cell[arm]["bytes_total"])
+            for cell in of.values()
+        ]
+        over = [cell[arm]["mean_tpot_ms"] / cell["Belady"]["mean_tpot_ms"] for cell in of.values()]
+        grouped = [
+            100 * (cell[arm]["mean_tpot_ms"] / of[(key[0], "mixed", *key[2:])][arm]["mean_tpot_ms"])
+            - 100
+            for key, cell in of.items()
+            if key[1] == "grouped"
+        ]
+        lines[arm] = (
+            median(over),
+            f"| {arm} | {len(of)} | {_spread(gains, '+.0f', ' %')} | {faster} "
+            f"| {_spread(wasted, '.0f', ' %')} "
+            f"| {_spread((_gain(cell, arm, 'LRU') for cell in of.values()), '+.0f', ' %')} "
+            f"| {_spread(over, '.2f', 'x')} | {_spread(grouped, '+.1f', ' %')} |",
+        )
+    return [*found, *(line for _, line in sorted(lines.values())), ""]
+
+
+def _gain(cell: Mapping[str, Mapping[str, Any]], arm: str, other: str) -> float:
+    return float(100 * (cell[arm]["mean_tpot_ms"] / cell[other]["mean_tpot_ms"] - 1))
+
+
+def _spread(values: Iterable[float], form: str, unit: str) -> str:
+    """Return the median and in brackets the extremes; nothing of nothing, one figure of equals."""
+    known = list(values)
+    if not known:
+        return ""
+    least, middle, most = (format(value, form) for value in (min(known), median(known), max(known)))
+    return f"{middle}{unit}" + ("" if least == most else f" ({least} to {most})")
 
 
 def _line(arm: str, cell: Mapping[str, Mapping[str, Any]], demand_only: Mapping[str, str]) -> str:

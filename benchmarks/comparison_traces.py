@@ -26,6 +26,8 @@ RECALL_H = (0.85, 0.75)
 """How often a look-ahead that is made up names an expert: about what twins show (0.76 to 0.89)."""
 WIDTH = 64
 """Of made-up embeddings: a random direction for each token of the vocabulary."""
+READ_TOKENS = 12
+"""Of a teacher-forced sequence, what is read as its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,15 @@ class Subject:
         return {"mixed": self.trace, "grouped": self.trace.select_requests(grouped)}
 
 
-def subjects(*, small: bool = False) -> list[Subject]:
-    """Return what there is to compare on; ``small`` takes one request of each task."""
+def subjects(decode_tokens: int, *, small: bool = False) -> list[Subject]:
+    """Return what there is to compare on.
+
+    Args:
+        decode_tokens: Of each request, at most.
+        small: Take one request of each task, not two.
+    """
     each = 1 if small else 2
+    steps = f"{decode_tokens} decode steps"
     gpt_oss, its_profile = _parts(load(RECORDED / "gpt-oss-20b"), each, GPT_OSS_TASKS)
     esft, esft_profile = _parts(load(RECORDED / "deepseek-v2-lite-esft"), each, ESFT_TASKS)
     own, own_profile = _parts(load(SAMPLES / "reference-12x32.npz"), 2, None)
@@ -70,43 +78,43 @@ def subjects(*, small: bool = False) -> list[Subject]:
     return [
         Subject(
             "gpt-oss-20b",
-            _with_signals(_cut(gpt_oss, 0, 16)),
-            _with_signals(_cut(its_profile, 0, 16)),
+            _with_signals(_cut(gpt_oss, 0, decode_tokens)),
+            _with_signals(_cut(its_profile, 0, decode_tokens)),
             None,
             "mxfp4",
             has_probabilities=False,
-            sample=f"first 16 recorded decode tokens of {gpt_oss.requests} requests of 5 tasks; "
+            sample=f"of {gpt_oss.requests} requests of 5 tasks at most {steps}; "
             "prompts were not recorded, so there is no TTFT",
         ),
         Subject(
             "deepseek-v2-lite-esft",
-            _with_signals(_cut(esft, 12, 16)),
-            _with_signals(_cut(esft_profile, 12, 16)),
+            _with_signals(_cut(esft, READ_TOKENS, decode_tokens)),
+            _with_signals(_cut(esft_profile, READ_TOKENS, decode_tokens)),
             None,
             "fp8",
             has_probabilities=False,
-            sample=f"first 28 teacher-forced tokens of {esft.requests} requests of 4 tasks, 12 "
-            "read as the prompt and 16 as decode steps",
+            sample=f"teacher-forced tokens of {esft.requests} requests of 4 tasks, {READ_TOKENS} "
+            f"read as the prompt and at most {steps}",
         ),
         Subject(
             "reference-12x32",
-            _with_signals(_decoded(own, 16)),
+            _with_signals(_decoded(own, decode_tokens)),
             _with_signals(own_profile),
             "deepseek-v2-lite",
             "bf16",
             has_probabilities=True,
-            sample="ten of fifteen requests of 5 tasks, prompts whole and 16 decode steps, at the "
+            sample=f"ten of fifteen requests of 5 tasks, prompts whole and {steps}, at the "
             "cost of DeepSeek-V2-Lite's experts; the other five are the profile",
         ),
         Subject(
             "twin-mixtral-8x7b",
-            _with_signals(_decoded(twin.select_requests([0, 1, 2, 3]), 16)),
+            _with_signals(_decoded(twin.select_requests([0, 1, 2, 3]), decode_tokens)),
             _with_signals(twin.select_requests([4])),
             None,
             "int4",
             has_probabilities=True,
             sample="four of the twin's five requests, one of each task, so in one order, prompts "
-            "whole and 16 decode steps; the fifth is the profile",
+            f"whole and {steps}; the fifth is the profile",
         ),
     ]
 

@@ -61,6 +61,7 @@ from moesim.traces import RoutingTrace, SignalSpec, load
 from moesim.validation.provenance import commit_of, without_folder
 
 PERIODS = (1, 10, 20, 40, 60, 80)
+ADAPTIVE_PERIODS = (1, 2, 3, 5, 10, 40, 160)
 ORDERS = ("mixed", "grouped", "drifting")
 LOOK_BACK = 80
 """Fit prompts that a predictor is told of before the first that is served, offline."""
@@ -179,8 +180,13 @@ def arms(networks: Path) -> Iterator[Arm]:
         yield counted("last 20 prompts", f"period={p}", p)
     for p in PERIODS:
         yield counted("XLNet A", f"period={p},{asked}", p)
-    for p in (10, 40, 160):
+    for p in ADAPTIVE_PERIODS:
         yield counted("adaptive", f"period={p},predictor=best_window,adapt=true", p)
+    yield counted("best window, not adaptive", "period=10,predictor=best_window", 10)
+    for window in (20, 80):
+        name = f"last {window} prompts, adaptive"
+        yield counted(name, f"period=40,window={window},adapt=true", 40)
+    yield counted("light, adaptive", "period=40,predictor=light,adapt=true", 40)
     for p in (1, 40):
         yield counted("perfect prediction", f"period={p},predictor=signal", p)
     yield counted("perfect mean of 40", "period=40,predictor=signal,signal=ahead_use_RLE", 40)
@@ -189,7 +195,7 @@ def arms(networks: Path) -> Iterator[Arm]:
 
 
 def once(held: int, experts_are: str) -> Iterator[Arm]:
-    """Yield what is looked at in one order: all resident, and eMoE with its loss.
+    """Yield what is looked at in one order: all resident, eMoE with its loss, a check of the line.
 
     Args:
         held: Experts of a layer that stay after all were there.
@@ -212,6 +218,11 @@ def once(held: int, experts_are: str) -> Iterator[Arm]:
         SKIP,
         period=40,
         slots="100%",
+    )
+    yield Arm(
+        "perfect prediction, replayed",
+        "periodic:period=1,predictor=signal,first=profile",
+        period=1,
     )
 
 

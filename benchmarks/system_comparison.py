@@ -1,13 +1,13 @@
 """Every system at equal VRAM, against its own cache without prefetch, LRU and Belady.
 
-    python benchmarks/system_comparison.py [-o FOLDER] [--jobs 2] [--small]
+    python benchmarks/system_comparison.py [-o FOLDER] [--jobs 2] [--decode 48] [--small]
 
 Replays samples of recorded traces and of a twin (comparison_traces.py) in mixed and in grouped
 order of prompts, with 25, 50 and 75 % of the experts' bytes in VRAM, on two machines, all under one
 runtime, so that policies alone differ. What a system keeps on the GPU beside experts is taken from
 its budget. Writes results.json, tables.md and a chart for each question into the folder, which is
 the committed evidence unless named. A minute of it is MoEpic's own study (comparison_moepic.py).
-The middle budget comes first; Ctrl-C writes what is there. Eight minutes on two idle cores.
+The middle budget comes first; Ctrl-C writes what is there. MINUTES on two idle cores.
 """
 
 import argparse
@@ -35,12 +35,14 @@ from moesim.simulator.registry import Axis, parse
 from moesim.simulator.run_spec import RunSpec, costs_of
 from moesim.simulator.runs import prepare
 from moesim.traces import RoutingTrace
+from moesim.validation.provenance import commit_of, without_folder
 
 RESULTS = Path(__file__).resolve().parents[1] / "validation" / "results" / "system-comparison"
 MACHINES = ("h100-sxm-measured", "rtx3090")
 SECOND_ORDERS = ("mixed",)
 """Orders replayed on the second machine."""
 SHARES = (25, 50, 75)
+DECODE_TOKENS = 48
 RUNTIME = "moesim-graph"
 ASK_NS = {"expert_map_search": 300_000}
 STORE_CAPACITY, FLOAT_BYTES = 1000, 4
@@ -100,7 +102,8 @@ def arms() -> tuple[list[Arm], dict[str, str]]:
         if system.prefetch != "none":
             own = _bundle(_without_search(system.cache), "none", system.schedule)
             demand_only[name] = add(f"{name}, no prefetch", own)
-    add("finemoe-demo, selector mended", _bundle(*MENDED))
+    mended = add("finemoe-demo, selector mended", _bundle(*MENDED))
+    demand_only[mended] = demand_only["finemoe-demo"]
     add("LRU", _bundle("lru", "none", "resident_first"))
     add("Belady", _bundle("belady:admit=bypass", "none", "resident_first"))
     return list(found.values()), demand_only
@@ -197,11 +200,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--folder", type=Path, default=RESULTS)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--decode", type=int, default=DECODE_TOKENS, help="steps of a request")
     parser.add_argument("--small", action="store_true", help="one request of each task")
     parser.add_argument("--cells", type=int, help="of the grid, the first so many")
     parser.add_argument("--without-moepic", action="store_true", help="leave its own study out")
     options = parser.parse_args()
-    ALL.extend(subjects(small=options.small))
+    ALL.extend(subjects(options.decode, small=options.small))
     began, planned = time.perf_counter(), list(cells())[: options.cells]
     done: dict[Cell, tuple[list[list[Any]], list[str], float]] = {}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
@@ -220,8 +224,9 @@ def main() -> None:
     refused = dict.fromkeys(note for _, notes, _ in in_order for note in notes)
     result = {
         "what": __doc__.splitlines()[0],
-        "command": " ".join(["python benchmarks/system_comparison.py", *sys.argv[1:]]),
+        "command": " ".join(["python", *map(without_folder, sys.argv)]),
         "moesim": version("moesim"),
+        "commit": commit_of(None),
         "runtime": RUNTIME,
         "engine": "clock",
         "ask_ns": ASK_NS,
