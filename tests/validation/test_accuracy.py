@@ -27,7 +27,8 @@ CONFIG = {
     "initializer_range": 0.4,
     "max_position_embeddings": 64,
 }
-FEW = ("--tasks", "python,go", "--texts", "4", "--prompt-tokens", "12", "--decode-tokens", "2")
+TWO = ("--tasks", "python,go", "--texts", "4", "--fit-texts", "2", "--order-seeds", "0,1")
+FEW = (*TWO, "--prompt-tokens", "12", "--decode-tokens", "2")
 
 
 @pytest.fixture
@@ -82,7 +83,13 @@ def test_the_table_of_memory_against_accuracy(
     lossless = rows["lru", 0.5]
     assert (lossless["kl_bits"], lossless["perplexity"]) == (0, whole["perplexity"])
     assert [row["period"] for row in document["by_period"]] == [1, 4]
-    assert document["scored_texts"] == document["fit_texts"] == 4
+    assert (document["scored_texts"], document["fit_texts"]) == (8, 4)
+    low, high = half["perplexity_95"]
+    assert low < half["perplexity"] < high
+    assert (half["orders"], lossless["orders"]) == (2, 1)
+    assert len(half["perplexity_by_order"]) == 2
+    apart = half["against"]
+    assert apart["bits_95"][0] <= apart["bits"] <= apart["bits_95"][1]
     assert chart.stat().st_size > 0
     assert "emoe" in capsys.readouterr().out
     assert main(words) == 0
