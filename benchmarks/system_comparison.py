@@ -7,7 +7,7 @@ order of prompts, with 25, 50 and 75 % of the experts' bytes in VRAM, on two mac
 runtime, so that policies alone differ. What a system keeps on the GPU beside experts is taken from
 its budget. Writes results.json, tables.md and a chart for each question into the folder, which is
 the committed evidence unless named. A minute of it is MoEpic's own study (comparison_moepic.py).
-The middle budget comes first; Ctrl-C writes what is there. 19 minutes on two cores beside other jobs.
+The middle budget comes first; Ctrl-C writes what is there. 19 minutes on two cores, others beside.
 """
 
 import argparse
