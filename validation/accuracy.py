@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,10 +117,33 @@ def _texts(options: argparse.Namespace, split: Split) -> tuple[list[Request], li
     return fit, scored
 
 
+def check_held_out(model: Path, split: Split) -> None:
+    """Refuse texts that are parted otherwise than when the model was trained.
+
+    The split depends on the folders and on their order. A model without a training report beside
+    its weights is taken at its user's word.
+
+    Raises:
+        ValueError: A task had another training half: what is held out now may have been learnt.
+    """
+    report = model / "report.json"
+    if not report.is_file():
+        return
+    trained = json.loads(report.read_text(encoding="utf-8"))["provenance"]["train_bytes"]
+    for task, nbytes in trained.items():
+        ours = sum(map(len, split.train.get(task, ())))
+        if ours != nbytes:
+            raise ValueError(
+                f"task {task}: {model} was trained on {nbytes} bytes, these folders leave {ours}; "
+                "give the folders of its training, in their order"
+            )
+
+
 def _set_up(options: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
     if unknown := sorted(set(filter(None, options.arms.split(","))) - set(arms(1))):
         raise ValueError(f"--arms {unknown[0]}: expected some of {', '.join(arms(1))}")
     split = read_split(options.corpora, SPLIT_SEED)
+    check_held_out(options.model, split)
     fit, scored = _texts(options, split)
     checkpoint = load_checkpoint(str(options.model), torch.device("cpu"))
     store = ExpertStore.take_from(checkpoint.model)

@@ -96,6 +96,18 @@ def test_the_table_of_memory_against_accuracy(
     assert first == output.read_bytes()
 
 
+def test_texts_that_were_learnt_are_refused(
+    model: Path, corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the training report knows of another training half nothing is scored."""
+    report = {"provenance": {"train_bytes": {"python": 1}}}
+    (model / "report.json").write_text(json.dumps(report))
+    output = tmp_path / "accuracy.json"
+    assert main([str(model), str(corpora), "-o", str(output), *FEW]) == 2
+    assert "was trained on 1 bytes, these folders leave" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_too_few_texts_are_told(
     model: Path, corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
