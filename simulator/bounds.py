@@ -15,7 +15,7 @@ holds whatever serves it best. Copies that this leaves are handed over, and done
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -122,6 +122,45 @@ class Bounds:
     link: Link = field(repr=False)
     decides_on_gpu: bool = field(repr=False)
 
+    @classmethod
+    def over(
+        cls,
+        floor: Floor,
+        costs: CostModel,
+        actions: Actions,
+        *,
+        moved: tuple[BytesKind, int],
+        decode: tuple[int, int],
+        notes: tuple[str, ...] = (),
+    ) -> Self:
+        """Return what a floor and the bytes that must move say.
+
+        Args:
+            floor: The least that the steps take.
+            costs: How long things take.
+            actions: The means allowed.
+            moved: What kind of bound the bytes are, and how many.
+            decode: Sum of all gaps between tokens in ns, and how many gaps.
+            notes: On top of those of the kind.
+        """
+        (kind, bytes_min), (decode_ns, gaps), link = moved, decode, Link.of(costs)
+        return cls(
+            actions=actions,
+            bytes_min=bytes_min,
+            bytes_kind=kind,
+            gpu_floor_ns=floor.gpu_ns,
+            host_floor_ns=floor.host_ns + link.issuing_ns(bytes_min),
+            link_floor_ns=link.busy_ns(bytes_min),
+            span_ns=floor.time_ns(link, bytes_min, prefetch=actions.prefetch),
+            decode_ns=decode_ns,
+            decode_gaps=gaps,
+            tpot_ns=decode_ns // gaps if gaps else None,
+            notes=(*NOTES[kind], *notes),
+            floor=floor,
+            link=link,
+            decides_on_gpu=costs.decides_on != "host",
+        )
+
 
 def bounds(trace: RoutingTrace, costs: CostModel, budget_bytes: int, actions: Actions) -> Bounds:
     """Return the bounds of all runs of a trace within a budget and a set of actions.
@@ -150,22 +189,7 @@ def bounds(trace: RoutingTrace, costs: CostModel, budget_bytes: int, actions: Ac
         kind, bytes_min = "lossy" if actions.lossy else "none", 0
     floor, gaps = floors.whole(), sum(window.last - window.first for window in demands.windows)
     decode_ns = _decode_ns(demands, floors, link, moved, room_bytes, actions)
-    return Bounds(
-        actions=actions,
-        bytes_min=bytes_min,
-        bytes_kind=kind,
-        gpu_floor_ns=floor.gpu_ns,
-        host_floor_ns=floor.host_ns + link.issuing_ns(bytes_min),
-        link_floor_ns=link.busy_ns(bytes_min),
-        span_ns=floor.time_ns(link, bytes_min, prefetch=actions.prefetch),
-        decode_ns=decode_ns,
-        decode_gaps=gaps,
-        tpot_ns=decode_ns // gaps if gaps else None,
-        notes=NOTES[kind],
-        floor=floor,
-        link=link,
-        decides_on_gpu=costs.decides_on != "host",
-    )
+    return Bounds.over(floor, costs, actions, moved=(kind, bytes_min), decode=(decode_ns, gaps))
 
 
 _known: dict[tuple[Hashable, ...], Bounds] = {}

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.simulator.bounds import NOTES, Actions, Bounds, BytesKind
+from moesim.simulator.bounds import Actions, Bounds, BytesKind
 from moesim.simulator.costs import CostModel
 from moesim.simulator.demand_table import DemandTable, Together, demands_in
 from moesim.simulator.demands import Rows, Step
@@ -110,22 +110,8 @@ def served_bounds(
         kind = "lossy" if actions.lossy else "none"
     floor, gaps = floors.whole(), int(decoded_S.sum())
     decode_ns = floors.weighted(decoded_S).time_ns(link, weighted_bytes, prefetch=actions.prefetch)
-    return Bounds(
-        actions=actions,
-        bytes_min=bytes_min,
-        bytes_kind=kind,
-        gpu_floor_ns=floor.gpu_ns,
-        host_floor_ns=floor.host_ns + link.issuing_ns(bytes_min),
-        link_floor_ns=link.busy_ns(bytes_min),
-        span_ns=floor.time_ns(link, bytes_min, prefetch=actions.prefetch),
-        decode_ns=decode_ns,
-        decode_gaps=gaps,
-        tpot_ns=decode_ns // gaps if gaps else None,
-        notes=(*NOTES[kind], GIVEN),
-        floor=floor,
-        link=link,
-        decides_on_gpu=costs.decides_on != "host",
-    )
+    least, in_decode = (kind, bytes_min), (decode_ns, gaps)
+    return Bounds.over(floor, costs, actions, moved=least, decode=in_decode, notes=(GIVEN,))
 
 
 def _demands(trace: RoutingTrace, rows_R: Sequence[Rows], steps: Sequence[Formed]) -> DemandTable:
