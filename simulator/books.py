@@ -11,7 +11,7 @@ from moesim.simulator.layer_event import LayerEvents
 from moesim.simulator.ledger import Counts
 from moesim.simulator.policies.base import CachePolicy, RunInfo, SchedulePolicy, View
 from moesim.simulator.prefetch_queue import PrefetchQueue
-from moesim.simulator.residency import Residency
+from moesim.simulator.residency import Residency, WholeResidency
 from moesim.simulator.splits.layer_event import SplitEvents
 from moesim.simulator.splits.residency import SplitResidency
 from moesim.simulator.splits.transfers import SplitOutbox, SplitTransfers
@@ -78,7 +78,7 @@ def open_books(
         view, events = seen(spread), GpusEvents
         transfers = GpusTransfers(cache, spread, view, counts, out, window_bytes)
     else:
-        residency = Residency(*shape, cache.quotas_L(), staging_bytes)
+        residency = WholeResidency(*shape, cache.quotas_L(), staging_bytes)
         view = seen(residency)
         if shelves is None:
             transfers = Transfers(cache, residency, view, counts, out, window_bytes)

@@ -215,10 +215,6 @@ class Workload:
         """Return the task label of a request."""
         return self._trace.task_R[request]
 
-    def max_context_tokens(self) -> int:
-        """Return the longest context that any request reaches."""
-        return int(self._trace.position_T.max()) + 1
-
     def begin(self, form: FormStep) -> Step:
         """Begin the next recorded step of these requests.
 

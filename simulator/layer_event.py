@@ -8,7 +8,6 @@ uses is leased from the judgement until its runs have ended, which is when the n
 from collections.abc import Sequence
 from functools import partial
 from itertools import count, filterfalse, repeat
-from operator import itemgetter
 
 from moesim.simulator.choices import tokens_of
 from moesim.simulator.errors import CapabilityError, PolicyError, ProtocolError
@@ -68,7 +67,7 @@ class LayerEvents:
         self._out = out
         self._cpu_runs: set[int] = set()
         self._is_single = False  # whether every expert of the event serves one token
-        self._run_of: dict[int, int] = {}  # the run of an expert, if another may want its room
+        self._run_of = transfers.run_of
         self._experts = run.experts
         self._touches = overrides(cache, CachePolicy, "on_touch")
         self._touch_all = (
@@ -182,7 +181,7 @@ class LayerEvents:
                 self._run_on_cpu(group, demand)
         while waiting:
             self.counts.waves += 1
-            waiting = self._next_wave(waiting, demand)
+            waiting = self._next_wave(waiting, self._oldest_first(demand))
             for group in groups:
                 if group.device == GPU:
                     self._run_on_gpu(group, demand, has_waves=True)
@@ -264,31 +263,31 @@ class LayerEvents:
                 else:
                     self._cache.on_evict(expert, self._view)
 
-    def _next_wave(self, waiting: list[tuple[int, Pool]], demand: Demand) -> list[tuple[int, Pool]]:
-        """Give waiting experts the room of members that were handed over, oldest first (rule 7).
+    def _oldest_first(self, demand: Demand) -> list[int]:
+        """Return the members whose runs were handed over; those of one run as they are demanded."""
+        run_of, missed = self._run_of, set(demand.misses)
+        in_turn = [*filterfalse(missed.__contains__, demand.experts), *demand.misses]
+        return sorted(filter(run_of.__contains__, in_turn), key=run_of.__getitem__)
+
+    def _next_wave(
+        self, waiting: list[tuple[int, Pool]], members: Sequence[int]
+    ) -> list[tuple[int, Pool]]:
+        """Give those that wait the room of members that were handed over, in this order (rule 7).
 
         Where prefetches hold all the room they are given up, oldest first: a demand is never
         refused. One that is under way may be, since the copies of one engine end in order.
         """
-        leased, run_of = self.residency.leased, self._run_of
-        missed = set(demand.misses)
-        in_turn = [*filterfalse(missed.__contains__, demand.experts), *demand.misses]
-        members = [(run_of[expert], expert) for expert in in_turn if expert in run_of]
-        members.sort(key=itemgetter(0))  # those of one run in the order of their demand
-        for at, (expert, pool) in enumerate(waiting):
-            size = self.residency.size(expert)
+        transfers, run_of = self._transfers, self._run_of
+        for at, (unit, pool) in enumerate(waiting):
+            size = self.residency.size(unit)
             runs = []
             while pool.free_bytes < size:
-                member = next((m for m in members if m[1] in pool.rooms), None)
+                member = next((m for m in members if m in run_of and m in pool.rooms), None)
                 if member is not None:
-                    members.remove(member)
-                    runs.append(member[0])
-                    del leased[member[1]], run_of[member[1]]
-                    self._transfers.evict(member[1], pool)
+                    runs.append(transfers.give_way(member, pool))
                 elif at > 0:
                     return waiting[at:]
                 else:
-                    self._transfers.give_up_prefetch(expert, pool)
-            after = tuple(dict.fromkeys(runs))
-            self._transfers.copy_into(pool, expert, Cause.DEMAND, after)
+                    transfers.give_up_prefetch(unit, pool)
+            transfers.copy_into(pool, unit, Cause.DEMAND, tuple(dict.fromkeys(runs)))
         return []

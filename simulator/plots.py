@@ -18,7 +18,7 @@ from moesim.simulator.run_series import RunSeries, series_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from moesim.simulator.runs import RunResult
+    from moesim.simulator.run_result import RunResult
 
 __all__ = ["RunSeries", "draw", "plot_run", "save", "series_of"]
 

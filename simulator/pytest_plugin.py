@@ -43,6 +43,6 @@ def adversarial_driver() -> "Callable[..., AdversarialDriver]":
 def view() -> "View":
     """Return a view of 3 layers of 6 experts of a megabyte, nobody resident, room for nine."""
     from moesim.simulator.policies.base import View  # noqa: PLC0415  see the module
-    from moesim.simulator.residency import Residency  # noqa: PLC0415  see the module
+    from moesim.simulator.residency import WholeResidency  # noqa: PLC0415  see the module
 
-    return View(Residency([1_000_000] * 3, 6, 2, 9_000_000, None, 0))
+    return View(WholeResidency([1_000_000] * 3, 6, 2, 9_000_000, None, 0))

@@ -11,7 +11,7 @@ from moesim.simulator.distance import split
 from moesim.simulator.gpus.results import gpu_lines
 from moesim.simulator.ledger import Timings
 from moesim.simulator.request_times import request_lines
-from moesim.simulator.runs import RunResult
+from moesim.simulator.run_result import RunResult
 from moesim.simulator.tables import console
 from moesim.simulator.tiers.results import tier_lines
 

@@ -195,60 +195,33 @@ class Evictable:
 
 
 class Residency:
-    """All pools of one device, who is in them, and in which state.
+    """All pools of a run, who is in them, and in which state.
 
     Attributes:
         is_split: Whether experts are kept, copied and run in parts.
+        size_L: Bytes of one expert of each layer.
+        experts_total: Experts of all layers.
+        loading: The copy that brings each expert that is on its way.
+        leased: What the open event demands, and the tokens that each serves: those that have room
+            keep it until their run has ended.
+        caches: The pools in which experts stay, by number.
+        cache_L: That of each layer.
+        staging: The room for experts that only pass through.
+        evictable: Who may leave each of the caches.
     """
 
     is_split: ClassVar[bool] = False
+    caches: list[Pool]
+    cache_L: Sequence[Pool]
+    staging: Pool
+    evictable: list[Evictable]
 
-    def __init__(
-        self,
-        expert_bytes_L: Sequence[int],
-        experts: int,
-        top_k: int,
-        budget_bytes: int,
-        quotas_L: Sequence[int] | None,
-        staging_bytes: int,
-    ) -> None:
+    def __init__(self, expert_bytes_L: Sequence[int], experts: int) -> None:
         self._experts = experts
-        self.experts_total = len(expert_bytes_L) * experts
         self.size_L = list(expert_bytes_L)
-        self.loading: dict[int, int] = {}  # expert -> the copy that brings it
-        # What the open event demands: those that have room keep it until their run has ended.
-        self.leased: dict[int, int] = {}  # expert -> the tokens it serves
-        cache_bytes = budget_bytes - staging_bytes
-        if cache_bytes < 0 or (quotas_L is not None and sum(quotas_L) > cache_bytes):
-            asked = staging_bytes + sum(quotas_L or ())
-            raise BudgetError(
-                f"the cache policy asks for {asked} bytes of an expert budget of {budget_bytes}: "
-                "give more memory or a policy that needs less"
-            )
-        layers = len(expert_bytes_L)
-        one_size = self.size_L[0] if len(set(self.size_L)) == 1 else None
-        if quotas_L is None:
-            pool = Pool(0, cache_bytes, one_size)
-            self.caches = [pool]
-            self.cache_L = [pool] * layers
-        else:
-            self.caches, begins = [], 0
-            for layer, quota_bytes in enumerate(quotas_L):
-                pool = Pool(layer, quota_bytes, self.size_L[layer], begins)
-                begins += pool.capacity_bytes
-                self.caches.append(pool)
-            self.cache_L = self.caches
-        self.staging = Pool(len(self.caches), staging_bytes, one_size, cache_bytes, is_staging=True)
-        self.evictable = [Evictable(pool, self.loading, self.leased) for pool in self.caches]
-        for layer, size in enumerate(self.size_L):
-            room = max(self.cache_L[layer].capacity_bytes, self.staging.capacity_bytes)
-            if room < top_k * size:
-                least = top_k * (sum(self.size_L) if quotas_L is not None else max(self.size_L))
-                raise BudgetError(
-                    f"an expert budget of {format_bytes(budget_bytes)} leaves {format_bytes(room)} "
-                    f"for layer {layer}, whose {top_k} experts of one token need "
-                    f"{format_bytes(top_k * size)}; this cache needs {format_bytes(least)} at least"
-                )
+        self.experts_total = len(self.size_L) * experts
+        self.loading: dict[int, int] = {}
+        self.leased: dict[int, int] = {}
 
     def size(self, expert: int) -> int:
         """Return the bytes of one expert."""
@@ -280,7 +253,7 @@ class Residency:
 
     def exists(self, expert: int) -> bool:
         """Return whether the number is an expert's."""
-        return 0 <= expert < len(self.size_L) * self._experts
+        return 0 <= expert < self.experts_total
 
     def layer(self, expert: int) -> int:
         """Return the MoE layer of an expert."""
@@ -344,3 +317,61 @@ class Residency:
             assert len(places) == len(pool.rooms), f"pool {pool.number} gave one place twice"
         for expert in self.loading:
             assert self.has_room(expert), f"expert {expert} is loading without room"
+
+
+class WholeResidency(Residency):
+    """The pools of one device whose experts are whole.
+
+    Args:
+        expert_bytes_L: Bytes of one expert of each layer.
+        experts: Experts of each layer.
+        top_k: Experts of one token, for which there must be room.
+        budget_bytes: Room for experts, staging included.
+        quotas_L: Bytes of each layer's own pool, or None for one pool of all.
+        staging_bytes: How much is set apart for experts that do not stay.
+
+    Raises:
+        BudgetError: More is asked for than there is, or one token's experts have no room.
+    """
+
+    def __init__(
+        self,
+        expert_bytes_L: Sequence[int],
+        experts: int,
+        top_k: int,
+        budget_bytes: int,
+        quotas_L: Sequence[int] | None,
+        staging_bytes: int,
+    ) -> None:
+        super().__init__(expert_bytes_L, experts)
+        cache_bytes = budget_bytes - staging_bytes
+        if cache_bytes < 0 or (quotas_L is not None and sum(quotas_L) > cache_bytes):
+            asked = staging_bytes + sum(quotas_L or ())
+            raise BudgetError(
+                f"the cache policy asks for {asked} bytes of an expert budget of {budget_bytes}: "
+                "give more memory or a policy that needs less"
+            )
+        layers = len(expert_bytes_L)
+        one_size = self.size_L[0] if len(set(self.size_L)) == 1 else None
+        if quotas_L is None:
+            pool = Pool(0, cache_bytes, one_size)
+            self.caches = [pool]
+            self.cache_L = [pool] * layers
+        else:
+            self.caches, begins = [], 0
+            for layer, quota_bytes in enumerate(quotas_L):
+                pool = Pool(layer, quota_bytes, self.size_L[layer], begins)
+                begins += pool.capacity_bytes
+                self.caches.append(pool)
+            self.cache_L = self.caches
+        self.staging = Pool(len(self.caches), staging_bytes, one_size, cache_bytes, is_staging=True)
+        self.evictable = [Evictable(pool, self.loading, self.leased) for pool in self.caches]
+        for layer, size in enumerate(self.size_L):
+            room = max(self.cache_L[layer].capacity_bytes, self.staging.capacity_bytes)
+            if room < top_k * size:
+                least = top_k * (sum(self.size_L) if quotas_L is not None else max(self.size_L))
+                raise BudgetError(
+                    f"an expert budget of {format_bytes(budget_bytes)} leaves {format_bytes(room)} "
+                    f"for layer {layer}, whose {top_k} experts of one token need "
+                    f"{format_bytes(top_k * size)}; this cache needs {format_bytes(least)} at least"
+                )

@@ -9,7 +9,7 @@ import numpy as np
 from moesim.simulator.distance import split
 
 if TYPE_CHECKING:
-    from moesim.simulator.runs import RunResult
+    from moesim.simulator.run_result import RunResult
 
 __all__ = ["RunSeries", "series_of"]
 

@@ -9,7 +9,7 @@ What is still on its way cannot move: slots up to it stay. All this happens betw
 from moesim.simulator.errors import CapabilityError, PolicyError
 from moesim.simulator.messages import Move
 from moesim.simulator.policies.base import CachePolicy, View
-from moesim.simulator.residency import Pool, Residency
+from moesim.simulator.residency import Pool, Residency, WholeResidency
 from moesim.simulator.terms import ALL
 from moesim.simulator.transfers import Outbox, Transfers
 
@@ -44,19 +44,19 @@ class Lender:
         self._had: list[int] = []  # numbers of slots, the least and the most
 
     def check(self) -> None:
-        """Refuse a cache that has not just one pool of equal slots.
+        """Refuse a cache that has not just one pool of equal slots, several GPUs and tiers.
 
         Raises:
             CapabilityError: One line with the way out.
         """
         residency = self._residency
         is_one = len(residency.caches) == 1 and not residency.staging.capacity_bytes
-        plain = type(residency) is Residency and type(self._transfers) is Transfers
+        plain = isinstance(residency, WholeResidency) and type(self._transfers) is Transfers
         if not (is_one and plain and residency.caches[0].slot_bytes):
             raise CapabilityError(
                 f"{type(self._cache).__name__}: room for experts can change during a run where one "
-                "GPU keeps whole experts of one size in one pool; take such a cache (lru), or "
-                "leave out kv=elastic"
+                "GPU keeps whole experts of one size in one pool, and RAM has them all; take such "
+                "a cache (lru) without --gpus and tiers, or leave out kv=elastic"
             )
 
     @property

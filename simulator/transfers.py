@@ -55,6 +55,8 @@ class Transfers:
     Attributes:
         unused: Bytes of each expert that was prefetched and has not been demanded.
         at_once: Numbers of the copies of the last demand, in its order, if made at once.
+        run_of: The run of each expert of the open event that was handed over, oldest first, if
+            another may want its room.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Transfers:
     ) -> None:
         self.unused: dict[int, int] = {}
         self.at_once = range(0)
+        self.run_of: dict[int, int] = {}
         self._cache = cache
         self._choose_victim = cache.choose_victim
         self._on_admit: Callable[[int, View], None] = cache.on_admit
@@ -233,6 +236,12 @@ class Transfers:
         if expert in self.unused:
             self._counts.bytes_prefetch_wasted += self.unused.pop(expert)
         self._on_evict(expert, self._view)
+
+    def give_way(self, expert: int, pool: Pool) -> int:
+        """Take the room of one whose run was handed over; return what the next owner awaits."""
+        del self._residency.leased[expert]
+        self.evict(expert, pool)
+        return self.run_of.pop(expert)
 
     def give_up_prefetch(self, expert: int, pool: Pool) -> None:
         """Take the room of the oldest prefetch in the pool for an expert that is demanded.

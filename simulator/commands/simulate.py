@@ -51,8 +51,8 @@ from moesim.simulator.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from moesim.simulator.run_result import RunResult
     from moesim.simulator.run_spec import RunSpec
-    from moesim.simulator.runs import RunResult
 
 
 def simulate(

@@ -28,6 +28,16 @@ COUNTED = frozenset({"by_load", "by_coactivation"})
 """Those that count what a profile trace chose."""
 
 
+def check_name(name: str) -> None:
+    """Refuse a placement that there is not.
+
+    Raises:
+        UnknownNameError: One line with those there are.
+    """
+    if name not in PLACEMENTS:
+        raise UnknownNameError("placement", name, PLACEMENTS)
+
+
 def place(
     name: str, layers: int, experts: int, gpus: int, profile_trace: RoutingTrace | None = None
 ) -> tuple[int, ...]:
@@ -50,8 +60,7 @@ def place(
     >>> place("by_layer", 4, 2, 2)
     (0, 0, 0, 0, 1, 1, 1, 1)
     """
-    if name not in PLACEMENTS:
-        raise UnknownNameError("placement", name, PLACEMENTS)
+    check_name(name)
     if name == "by_layer" and layers < gpus:
         raise InputError(
             f"--gpus {gpus} --placement by_layer: {layers} layers are too few for so many GPUs"

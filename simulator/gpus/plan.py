@@ -17,7 +17,7 @@ from typing import Any
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import CapabilityError, InputError, OutOfMemoryError
-from moesim.simulator.gpus.placement import COUNTED, place
+from moesim.simulator.gpus.placement import COUNTED, PLACEMENTS, check_name, place
 from moesim.simulator.memory import (
     Fixed,
     MemoryPlan,
@@ -85,11 +85,19 @@ class Dividing:
     ) -> MemoryPlan:
         """Divide VRAM; see `plan` and `plan_gpus`."""
         if self.gpus == 1:
+            check_name(self.placement)
             return plan(spec, costs, context_tokens, server)
         self.spread, divided = plan_gpus(
             self.gpus, self.placement, spec, costs, context_tokens, server, self.profile_trace
         )
         return divided
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of results must know."""
+        if self.gpus > 1 or self.placement == PLACEMENTS[0]:
+            return []
+        return [f"one GPU computes, so that placement {self.placement} decides nothing"]
 
 
 def plan_gpus(
@@ -222,7 +230,8 @@ def _rooms(
     if total_bytes > sum(limits_G):
         raise OutOfMemoryError(
             f"{format_bytes(total_bytes)} of experts are asked for; beside dense weights, KV cache "
-            f"and workspace the {len(fixed_G)} GPUs have room for {format_bytes(sum(limits_G))}"
+            f"and workspace the {len(fixed_G)} GPUs have room for {format_bytes(sum(limits_G))}; "
+            "give fewer slots, or KV caches less room (--kv)"
         )
     return _divide(total_bytes, slot_bytes, limits_G)
 

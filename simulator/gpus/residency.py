@@ -75,14 +75,10 @@ class GpusResidency(Residency):
         quotas_L: Sequence[int] | None,
         staging_bytes: int,
     ) -> None:
-        self._experts = run.experts
+        super().__init__(run.expert_bytes_L, run.experts)
         self._home = home
         self._dropped_bytes = 0
         self.gpus = len(rooms_G)
-        self.size_L = list(run.expert_bytes_L)
-        self.experts_total = len(self.size_L) * run.experts
-        self.loading = {}
-        self.leased = {}
         one_size = self.size_L[0] if run.equal_experts else None
         staging_G = _staging(rooms_G, staging_bytes, max(self.size_L))
         left_G = [room - staged for room, staged in zip(rooms_G, staging_G, strict=True)]

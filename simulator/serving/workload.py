@@ -65,11 +65,6 @@ class ServedWorkload(Workload):
         """Return the task label of a request."""
         return self._drawing.task_R[request]
 
-    def max_context_tokens(self) -> int:
-        """Return the longest context that any request reaches."""
-        lengths = zip(self._drawing.prompt_tokens_R, self._drawing.output_tokens_R, strict=True)
-        return max(prompt + output - 1 for prompt, output in lengths)
-
     def _load(self, request: int) -> Open:
         prompt_tokens = self.prompt_tokens(request)
         rows = self._drawing.rows(request)

@@ -14,7 +14,7 @@ from moesim.simulator.policies.base import CachePolicy, Demand, Group, RunInfo, 
 from moesim.simulator.prefetch_queue import PrefetchQueue
 from moesim.simulator.splits.residency import SplitResidency
 from moesim.simulator.splits.transfers import SplitTransfers
-from moesim.simulator.terms import GPU, Cause
+from moesim.simulator.terms import GPU
 from moesim.simulator.transfers import Outbox
 
 
@@ -47,7 +47,6 @@ class SplitEvents(LayerEvents):
         )
         self._parts = residency
         self._moves = transfers
-        self._run_of = transfers.run_of
 
     def release(self) -> None:
         """Let go of what the last event used."""
@@ -108,7 +107,7 @@ class SplitEvents(LayerEvents):
         self._run_parts(groups, demand)
         while waiting:
             self.counts.waves += 1
-            waiting = self._give_room(waiting)
+            waiting = self._next_wave(waiting, [*self._run_of])
             self._run_parts(groups, demand)
 
     def _run_parts(self, groups: Sequence[Group], demand: Demand) -> None:
@@ -149,20 +148,3 @@ class SplitEvents(LayerEvents):
         self._run_of.update(dict.fromkeys(units, number))
         counts = tuple(map(demand.tokens.__getitem__, experts))
         self._out.commands.append(Run(number, tuple(experts), counts, GPU, after, part))
-
-    def _give_room(self, waiting: list[int]) -> list[int]:
-        """Give waiting units the room of those whose runs were handed over, oldest first."""
-        parts, moves = self._parts, self._moves
-        for at, unit in enumerate(waiting):
-            pool = parts.cache_of(unit)
-            runs = []
-            while pool.free_bytes < parts.size(unit):
-                spent = next((other for other in self._run_of if other in pool.rooms), None)
-                if spent is not None:
-                    runs.append(moves.give_way(spent, pool))
-                elif at > 0:
-                    return waiting[at:]
-                else:
-                    moves.give_up_prefetch(unit, pool)
-            moves.copy_into(pool, unit, Cause.DEMAND, tuple(dict.fromkeys(runs)))
-        return []

@@ -38,17 +38,14 @@ class SplitResidency(Residency):
         partition: Partition,
         staging_bytes: int,
     ) -> None:
+        super().__init__(expert_bytes_L, experts)
         self._whole_L = tuple(expert_bytes_L)
-        self._experts = experts
         self._layers = len(expert_bytes_L)
         self._top_k = top_k
         self._budget_bytes = budget_bytes
         self._staging_bytes = staging_bytes
         self._peak_bytes = 0
-        self.experts_total = self._layers * experts
-        self.loading: dict[int, int] = {}
-        self.leased: dict[int, int] = {}
-        self.caches: list[Pool] = []
+        self.caches = []
         self.cut(partition)
 
     def cut(self, partition: Partition) -> None:
@@ -126,10 +123,6 @@ class SplitResidency(Residency):
     def layer(self, expert: int) -> int:
         """Return the MoE layer of a unit."""
         return expert // self._experts % self._layers
-
-    def exists(self, expert: int) -> bool:
-        """Return whether the number is an expert's."""
-        return 0 <= expert < self.experts_total
 
     def has_all(self, expert: int) -> bool:
         """Return whether every part of the expert is resident or loading."""

@@ -46,11 +46,7 @@ class SplitOutbox(Outbox):
 
 
 class SplitTransfers(Transfers):
-    """Hands copies of parts over and keeps their books, by unit.
-
-    Attributes:
-        run_of: The run of each unit of the open event that was handed over.
-    """
+    """Hands copies of parts over and keeps their books, by unit."""
 
     def __init__(
         self,
@@ -62,15 +58,14 @@ class SplitTransfers(Transfers):
         window_bytes: int,
     ) -> None:
         super().__init__(cache, residency, view, counts, out, window_bytes)
-        self.run_of: dict[int, int] = {}
         self._parts = residency
         self._on_admit = self._admitted
         self._on_evict = self._evicted
 
-    def copy_missing(self, units: Collection[int]) -> list[int]:
+    def copy_missing(self, units: Collection[int]) -> list[tuple[int, Pool]]:
         """Give units of the open layer room and hand their copies over; return those without."""
-        pool_of = self._parts.cache_of
-        return [unit for unit in units if not self.copy_into(pool_of(unit), unit, Cause.DEMAND)]
+        wanted = [(unit, self._parts.cache_of(unit)) for unit in units]
+        return [(u, pool) for u, pool in wanted if not self.copy_into(pool, u, Cause.DEMAND)]
 
     def hand_over(self, queue: PrefetchQueue) -> None:
         """Hand over what is absent of the experts wished for while the window has room."""
@@ -93,12 +88,6 @@ class SplitTransfers(Transfers):
             oldest = min(spent, key=self.run_of.__getitem__)
             after = (self.give_way(oldest, pool),)
         return self.copy_into(pool, unit, Cause.PREFETCH, after)
-
-    def give_way(self, unit: int, pool: Pool) -> int:
-        """Take the room of a unit whose run was handed over; return what the next owner awaits."""
-        del self._parts.leased[unit]
-        self.evict(unit, pool)
-        return self.run_of.pop(unit)
 
     def drop_unwanted(self, layer: int, wanted: Collection[int]) -> None:
         """Take the slots of bottoms that were prefetched for a layer in vain."""

@@ -127,9 +127,10 @@ def plan_tiers(
         CapabilityError: The machine has no other GPU to copy from.
         OutOfMemoryError: The other GPU has not so much.
     """
+    host_policy = registry.parse("cache", spec.host_cache or _USUAL)  # a wrong name is always told
     host, notes = None, []
     if host_bytes is not None:
-        host = registry.parse("cache", spec.host_cache or _USUAL)
+        host = host_policy
         filled = "is empty" if spec.starts_empty else "has been filled by loading the model"
         notes.append(
             f"RAM holds {format_bytes(host_bytes)} of experts and {filled} as the run begins; "

@@ -13,7 +13,7 @@ from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.errors import BudgetError, CapabilityError, PolicyError
 from moesim.simulator.policies.base import CachePolicy, RunInfo, View, overrides
 from moesim.simulator.policies.guards import CacheGuard
-from moesim.simulator.residency import Pool, Residency
+from moesim.simulator.residency import Pool, WholeResidency
 from moesim.simulator.terms import Cause, Place, Verdict
 
 _NOT_ASKED = ("partition", "repartition", "rebalance", "asks")
@@ -61,7 +61,7 @@ class Shelf:
             )
         quotas_L, staging_bytes = policy.quotas_L(), policy.staging_bytes() if passes else 0
         try:
-            self.rooms = Residency(
+            self.rooms = WholeResidency(
                 run.expert_bytes_L, run.experts, 1, run.budget_bytes, quotas_L, staging_bytes
             )
         except BudgetError as error:

@@ -15,7 +15,7 @@ from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.policies.base import Demand, RunInfo, View
-from moesim.simulator.residency import Residency
+from moesim.simulator.residency import WholeResidency
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import prepare
 from moesim.simulator.terms import Phase
@@ -115,7 +115,9 @@ def foreseen(
     )
     spec = f"expert_map:distance={distance},fill=profile"
     policy = registry.parse("prefetch", spec).build(run)
-    view = View(Residency(sizes_L, run.experts, run.top_k, 1000, None, 0), phases=(Phase.DECODE,))
+    view = View(
+        WholeResidency(sizes_L, run.experts, run.top_k, 1000, None, 0), phases=(Phase.DECODE,)
+    )
     found = []
     for row in np.flatnonzero(~trace.is_prefill_T).tolist():
         view.step, view.layer = view.step + 1, -1

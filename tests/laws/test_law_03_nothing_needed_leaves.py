@@ -26,7 +26,7 @@ from moesim.simulator.policies.base import (
 from moesim.simulator.policies.base import (
     Evictable as Offered,
 )
-from moesim.simulator.residency import Evictable, Residency
+from moesim.simulator.residency import Evictable, WholeResidency
 from moesim.simulator.terms import Phase, Verdict
 from moesim.simulator.testing import (
     KEEP_AT_RANDOM,
@@ -169,7 +169,7 @@ def test_a_victim_that_was_not_offered_is_refused() -> None:
 
 def test_the_book_itself_says_what_may_leave() -> None:
     """Only what is neither loading nor leased is offered, and can be."""
-    residency = Residency([1, 1], 3, 1, 3, None, 0)
+    residency = WholeResidency([1, 1], 3, 1, 3, None, 0)
     (pool,) = residency.caches
     for expert in (0, 1, 4):
         pool.take(expert, 1)

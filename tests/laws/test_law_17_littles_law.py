@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.simulator.ledger import RequestTimes
-from moesim.simulator.messages import RequestArrived, RequestEnded, StepBegan
+from moesim.simulator.messages import Command, Fact
 from moesim.simulator.runs import Prepared
 from moesim.simulator.serving.spec import Serving
 from moesim.simulator.testing import engine, small_run, tiny_trace
+from moesim.simulator.testing.queues import changes_of, mean_number
 
-Log = list[tuple[list[object], int, list[object]]]
+Log = list[tuple[list[Fact], int, list[Command]]]
 
 
 def served(run: Prepared) -> tuple[list[RequestTimes], int, Log]:
@@ -22,16 +23,6 @@ def served(run: Prepared) -> tuple[list[RequestTimes], int, Log]:
     timings = engine(run, controller, name="clock", keep_spans=False).run()
     controller.close()
     return timings.requests, timings.span_ns, list(controller.log or ())
-
-
-def mean_number(changes: list[tuple[int, int]], span_ns: int) -> Fraction:
-    """Return the mean over time of a number that begins at 0, from its changes."""
-    area, number, since_ns = 0, 0, 0
-    for at_ns, change in sorted(changes):
-        area += number * (at_ns - since_ns)
-        number, since_ns = number + change, at_ns
-    assert number == 0
-    return Fraction(area, span_ns)
 
 
 @given(
@@ -51,19 +42,7 @@ def test_the_number_in_the_system_is_rate_times_stay(kind: str, batch: int, seed
         seed=seed,
     )
     times, span_ns, log = served(run)
-    stay, queue, waiting = [], [], set()
-    for facts, now_ns, _ in log:
-        for fact in facts:
-            if isinstance(fact, RequestArrived):
-                assert fact.arrived_ns is not None
-                stay.append((fact.arrived_ns, 1))
-                queue.append((fact.arrived_ns, 1))
-                waiting.add(fact.request)
-            elif isinstance(fact, RequestEnded):
-                stay.append((now_ns, -1))
-            elif isinstance(fact, StepBegan):
-                queue += [(now_ns, -1) for _ in waiting & set(fact.requests)]
-                waiting -= set(fact.requests)
+    stay, queue = changes_of(log)
     rate = Fraction(len(times), span_ns)
     for changes, spent_ns in (
         (stay, [one.token_ends_ns[-1] - one.arrived_ns for one in times]),

@@ -7,7 +7,7 @@ import pytest
 
 from moesim.simulator.engine_simpy import SimpyEngine
 from moesim.simulator.messages import Copy, CpuRunEnded, LayerDone, LayerRouted, Run
-from moesim.simulator.runs import RunResult
+from moesim.simulator.run_result import RunResult
 from moesim.simulator.testing import small_run, tiny_trace
 from moesim.simulator.testing.small_runs import EXPERT_BYTES
 from moesim.traces import RoutingTrace, TraceHeader

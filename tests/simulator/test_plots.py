@@ -13,9 +13,10 @@ from moesim.simulator.errors import InputError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.plot_panels import THEMES, fill
 from moesim.simulator.plots import draw, plot_run
+from moesim.simulator.run_result import RunResult
 from moesim.simulator.run_series import RunSeries, series_of
 from moesim.simulator.run_spec import RunSpec
-from moesim.simulator.runs import RunResult, prepare
+from moesim.simulator.runs import prepare
 from moesim.simulator.testing.tiny import tiny_trace
 
 SERIES = RunSeries(

@@ -63,6 +63,7 @@ SIMULATE = ("--hardware", "rtx4090", "--cost-of", "mixtral-8x7b", "--format", "i
         (("--slots", "25%", "--ram", "12 bananas"), "--ram 12 bananas"),
         (("--slots", "25%", "--ram", "1MiB"), "host cache: 1MiB hold no expert"),
         (("--slots", "25%", "--ram", "4GiB", "--host-cache", "lruu"), "did you mean 'lru'?"),
+        (("--slots", "25%", "--host-cache", "lruu"), "did you mean 'lru'?"),
         (("--slots", "25%", "--ram", "4GiB", "--host-cache", "static"), "--profile-trace"),
         (
             ("--slots", "25%", "--ram", "4GiB", "--host-cache", "adaptive_split/lru"),

@@ -54,6 +54,7 @@ def test_a_run_is_written_with_each_gpu(
         (["--gpus", 7], "--gpus 7: rtx3090x6 has 6"),
         (["--gpus", 2, "--placement", "by_load"], "--profile-trace"),
         (["--gpus", 2, "--placement", "by_lode"], "did you mean 'by_load'"),
+        (["--placement", "by_lode"], "did you mean 'by_load'"),
         (["--gpus", 2, "--cache", "lcp"], None),
         (["--gpus", 2, "--cache", "split/lru"], "--gpus 1"),
         (["--gpus", 2, "--engine", "compiled"], "--engine clock"),
@@ -76,6 +77,19 @@ def test_what_cannot_be_is_one_line(
     assert code == 1
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_placement_on_one_gpu_is_said_to_decide_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is the one without the option, and its notes say so."""
+    rows = []
+    for words in ([], ["--placement", "by_layer"]):
+        assert simulate(monkeypatch, "--json", "-", *words) == 0
+        rows.append(json.loads(capsys.readouterr().out))
+    assert rows[0]["run_id"] == rows[1]["run_id"]
+    assert "placement by_layer decides nothing" in rows[1]["notes"]
+    assert "placement" not in rows[0]["notes"]
 
 
 def test_six_cards_share_the_host_and_four_do_not() -> None:

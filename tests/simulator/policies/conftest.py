@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moesim.simulator.policies.base import Demand, RunInfo, View
-from moesim.simulator.residency import Residency
+from moesim.simulator.residency import WholeResidency
 from moesim.simulator.terms import Phase
 
 
@@ -59,7 +59,9 @@ def make_view() -> MakeView:
     """Return a function (run, residents, **attributes of View) -> view of a cache with these in."""
 
     def make(run: RunInfo, residents: Sequence[int] = (), **attributes: Any) -> View:
-        residency = Residency(run.expert_bytes_L, run.experts, run.top_k, run.budget_bytes, None, 0)
+        residency = WholeResidency(
+            run.expert_bytes_L, run.experts, run.top_k, run.budget_bytes, None, 0
+        )
         for expert in residents:
             residency.cache_L[run.layer(expert)].take(expert, run.size(expert))
         return View(residency, **{"phases": (Phase.DECODE,), **attributes})

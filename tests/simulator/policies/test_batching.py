@@ -9,7 +9,7 @@ from moesim.simulator.errors import InputError, PolicyError
 from moesim.simulator.policies.base import Request, RunInfo, SchedulePolicy, Turn, View
 from moesim.simulator.policies.batching import Batching
 from moesim.simulator.policies.schedule.task_aware import TaskAware, mean_answers
-from moesim.simulator.residency import Residency
+from moesim.simulator.residency import WholeResidency
 from moesim.simulator.serving.spec import Serving
 from moesim.simulator.terms import Slo
 from moesim.simulator.testing import engine, small_run, tiny_trace
@@ -28,7 +28,9 @@ def policy(text: str) -> Batching:
 
 def view_of(*requests: Request, now_ns: int = 0, kv_free_bytes: int = 100) -> View:
     """Return a present in which these requests have arrived."""
-    view = View(Residency([1] * 3, 6, 2, 99, None, 0), now_ns=now_ns, kv_free_bytes=kv_free_bytes)
+    view = View(
+        WholeResidency([1] * 3, 6, 2, 99, None, 0), now_ns=now_ns, kv_free_bytes=kv_free_bytes
+    )
     view.requests.update({request.number: request for request in requests})
     return view
 

@@ -190,6 +190,7 @@ def test_a_budget_that_changed_is_kept() -> None:
     [
         ({"prefetch": "layer_streaming"}, CapabilityError, "kv=elastic: .*take --prefetch none"),
         ({"cache": "lru:scope=per_layer"}, CapabilityError, "leave out kv=elastic"),
+        ({"gpus": 2}, CapabilityError, "without --gpus"),
     ],
 )
 def test_what_cannot_lend_is_refused(
