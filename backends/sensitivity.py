@@ -26,7 +26,7 @@ from torch import Tensor
 from moesim.backends import sensitivity_online
 from moesim.backends.models import Model, find_moe
 from moesim.backends.reference.judge import Reroute, Routes, random_routes
-from moesim.backends.reference.texts import pack_rows, read_split
+from moesim.backends.reference.texts import SEED, pack_rows, read_split_of
 from moesim.backends.reference.train import read_model
 from moesim.backends.reference.vocabulary import BYTES
 from moesim.simulator.progress import progress
@@ -35,7 +35,6 @@ from moesim.simulator.results import write_text
 # B rows of a batch, S tokens of a row, N bytes foretold, V vocabulary, L MoE layers, E experts.
 Rows = NDArray[np.uint16]
 AGREEMENT = 0.85
-SEED = 20261124
 ROW_TOKENS = 513
 
 
@@ -163,8 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=4, help=f"rows of {ROW_TOKENS} bytes of a task")
     options = parser.parse_args(arguments)
     torch.manual_seed(SEED)
+    try:
+        held_out = read_split_of(options.model, options.corpora).held_out
+    except ValueError as error:
+        parser.error(str(error))
     model = read_model(options.model, torch.device("cpu"))
-    held_out = read_split(options.corpora, SEED).held_out
     tasks = options.tasks.split(",") if options.tasks else sorted(held_out)
     if unknown := sorted(set(tasks) - set(held_out)):
         parser.error(f"--tasks {unknown[0]}: the texts have {', '.join(sorted(held_out))}")

@@ -167,7 +167,7 @@ class Server:
         ends = frozenset() if sampling.ignore_eos else end_tokens(self._model)
         driver.begin_run(budget_bytes)
         self.began_ns = driver.clock_ns()
-        guests = _Guests(self.served, sampling, Later(arrivals, self.began_ns), self._finish)
+        guests = _Guests(self.served, sampling, Later(arrivals, self.began_ns))
         desk = Desk(guests, terms)
         driver.tell(desk.arrive(driver.clock_ns()))
         while True:
@@ -235,17 +235,13 @@ class Server:
             is_full = len(one.tokens) == one.request.new_tokens(sampling)
             ends_text = token and one.request.forced is None and one.tokens[-1] in ends
             one.is_finished = is_full or ends_text
-        arrived = desk.arrive(now_ns)
-        driver.end_step(
-            StepEnded(self._step, step.tokens_out), [*arrived, *desk.end_step(step, now_ns)]
-        )
+        then = [*desk.arrive(now_ns), *desk.end_step(step, now_ns)]
+        for one in together:
+            if one.is_finished:
+                forwards.close(one.cache)
+                one.cache = None
+        driver.end_step(StepEnded(self._step, step.tokens_out), then)
         return step.tokens
-
-    def _finish(self, one: Served) -> None:
-        """Let go of the keys and values of a request that has ended."""
-        assert self._forwards is not None
-        self._forwards.close(one.cache)
-        one.cache = None
 
     def _next_token(self, one: Served, logits_V: Tensor, best: int, sampling: Sampling) -> int:
         if self._keeps_logits:
@@ -307,17 +303,10 @@ class Server:
 class _Guests:
     """The requests of a live model, as the desk knows them."""
 
-    def __init__(
-        self,
-        served: Sequence[Served],
-        sampling: Sampling,
-        arrivals: Arrivals,
-        finish: Callable[[Served], None],
-    ) -> None:
+    def __init__(self, served: Sequence[Served], sampling: Sampling, arrivals: Arrivals) -> None:
         self._served = served
         self._sampling = sampling
         self._arrivals = arrivals
-        self._finish = finish
 
     def arrivals(self) -> Arrivals:
         return self._arrivals
@@ -332,10 +321,7 @@ class _Guests:
         return self._served[request].request.task
 
     def is_finished(self, request: int) -> bool:
-        one = self._served[request]
-        if one.is_finished:
-            self._finish(one)
-        return one.is_finished
+        return self._served[request].is_finished
 
 
 def _numbered(choices: Chosen, layer: int, experts: int) -> Sequence[int]:

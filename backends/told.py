@@ -6,10 +6,24 @@ it costs the device nothing then, neither in a replay nor here.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from moesim.backends.controllers import LOOK_IN, Deciding
 from moesim.simulator.signals import RequestSignals, Rows, merge
 from moesim.traces import RoutingTrace
+
+
+def told_by(trace: RoutingTrace, deciding: Deciding) -> Deciding:
+    """Return a system that is told what it reads by the trace whose routes are forced on it.
+
+    A lossy one changes the routes that the signals are of, and is told nothing. What looks ahead is
+    computed all the same (``forcing.py``).
+    """
+    if deciding.is_lossy:
+        return deciding
+    told = (deciding.needs - {LOOK_IN}) & trace.header.signals.keys()
+    return replace(deciding, told=frozenset(told))
 
 
 class ToldSignals:

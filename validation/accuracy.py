@@ -12,10 +12,10 @@ other.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ from moesim.backends.execution import execute
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.loading import load_checkpoint
 from moesim.backends.predictors.uses import in_order
-from moesim.backends.reference.texts import Split, pack_rows, read_split
+from moesim.backends.reference.texts import Split, pack_rows, read_split_of
 from moesim.backends.reference.vocabulary import BYTES
 from moesim.backends.scoring import forced
 from moesim.backends.store import ExpertStore
@@ -34,10 +34,11 @@ from moesim.simulator.results import write_text
 from moesim.validation.accuracy_bench import Bench, Full
 from moesim.validation.accuracy_intervals import Losses, against
 from moesim.validation.accuracy_measure import measure
-from moesim.validation.accuracy_options import AGAINST, PERIOD, SPLIT_SEED, arms, parse
+from moesim.validation.accuracy_options import AGAINST, PERIOD, arms, parse
 from moesim.validation.accuracy_report import plot_periods, table
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,8 +91,10 @@ def _compared(found: Mapping[str, tuple[Row, Losses]], name: str) -> list[Row]:
     ]
 
 
-def _texts(options: argparse.Namespace, split: Split) -> tuple[list[Request], list[Request]]:
+def choose_texts(options: argparse.Namespace, split: Split) -> tuple[list[Request], list[Request]]:
     """Return the texts that are profiled and those that are scored, task after task.
+
+    No document has texts of both, and those of either come from as many documents as there are.
 
     Raises:
         ValueError: A task is not there, or has too little text.
@@ -102,49 +105,40 @@ def _texts(options: argparse.Namespace, split: Split) -> tuple[list[Request], li
             f"--tasks {unknown[0]}: the texts have {', '.join(sorted(split.held_out))}"
         )
     row_tokens = options.prompt_tokens + options.decode_tokens + 1
-    wanted = options.fit_texts + options.texts
-    fit, scored = [], []
+    fit: list[Request] = []
+    scored: list[Request] = []
     for task in tasks:
-        of_task = pack_rows(split.held_out[task], row_tokens)[:wanted]
-        if len(of_task) < wanted:
-            raise ValueError(
-                f"task {task} has {len(of_task)} texts of {row_tokens} bytes, not {wanted}; "
-                "ask fewer with --texts and --fit-texts"
-            )
-        requests = [forced(row.tolist(), options.prompt_tokens, task) for row in of_task]
-        fit += requests[: options.fit_texts]
-        scored += requests[options.fit_texts :]
+        rows = [pack_rows([document], row_tokens) for document in split.held_out[task]]
+        long_enough = [of_document for of_document in rows if len(of_document)]
+        for texts, of_documents, wanted, option in (
+            (fit, long_enough[::2], options.fit_texts, "--fit-texts"),
+            (scored, long_enough[1::2], options.texts, "--texts"),
+        ):
+            found = in_turn(of_documents)[:wanted]
+            if len(found) < wanted:
+                raise ValueError(
+                    f"task {task} has {len(found)} texts of {row_tokens} bytes in every other "
+                    f"document, not {wanted}; ask fewer with {option}"
+                )
+            texts += [forced(row.tolist(), options.prompt_tokens, task) for row in found]
     return fit, scored
 
 
-def check_held_out(model: Path, split: Split) -> None:
-    """Refuse texts that are parted otherwise than when the model was trained.
+def in_turn(of_documents: Sequence[Iterable[T]]) -> list[T]:
+    """Return the first of each document, then the second of each that has one, and so on.
 
-    The split depends on the folders and on their order. A model without a training report beside
-    its weights is taken at its user's word.
-
-    Raises:
-        ValueError: A task had another training half: what is held out now may have been learnt.
+    >>> in_turn(["ad", "b", "ce"])
+    ['a', 'b', 'c', 'd', 'e']
     """
-    report = model / "report.json"
-    if not report.is_file():
-        return
-    trained = json.loads(report.read_text(encoding="utf-8"))["provenance"]["train_bytes"]
-    for task, nbytes in trained.items():
-        ours = sum(map(len, split.train.get(task, ())))
-        if ours != nbytes:
-            raise ValueError(
-                f"task {task}: {model} was trained on {nbytes} bytes, these folders leave {ours}; "
-                "give the folders of its training, in their order"
-            )
+    places = zip_longest(*of_documents)
+    return [one for place in places for one in place if one is not None]
 
 
 def _set_up(options: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
     if unknown := sorted(set(filter(None, options.arms.split(","))) - set(arms(1))):
         raise ValueError(f"--arms {unknown[0]}: expected some of {', '.join(arms(1))}")
-    split = read_split(options.corpora, SPLIT_SEED)
-    check_held_out(options.model, split)
-    fit, scored = _texts(options, split)
+    split = read_split_of(options.model, options.corpora)
+    fit, scored = choose_texts(options, split)
     checkpoint = load_checkpoint(str(options.model), torch.device("cpu"))
     store = ExpertStore.take_from(checkpoint.model)
     everything = Deciding(policies=arms(1)["lru"].policies, budget_bytes=store.total_bytes)
@@ -173,7 +167,7 @@ def _set_up(options: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
         "order": options.order,
         "order_seeds": list(options.order_seeds),
         "policy_seed": options.policy_seed,
-        "split_seed": SPLIT_SEED,
+        "split_seed": split.seed,
         "hardware": options.hardware,
         "cost_of": options.cost_of,
         "profile_trace": profile.content_hash(),

@@ -10,8 +10,6 @@ from moesim.simulator.registry import Axis
 
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 PERIODS = (1, 10, 20, 40, 60, 80)
-SPLIT_SEED = 20261124
-"""The one that the reference models were trained with: another would score what they learnt."""
 WRONG_LABELS = 0.2
 PERIOD = 40
 AGAINST = "static set"

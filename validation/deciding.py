@@ -11,10 +11,9 @@ as it is.
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from time import perf_counter_ns
 from typing import NamedTuple
 
-from moesim.backends.calibration.decisions import Replay, calls_of, fit_row
+from moesim.backends.calibration.decisions import Replay, calls_of, fit_row, in_a_row_ns
 from moesim.backends.execution import Execution
 from moesim.hardware_profiles import RuntimeProfile
 from moesim.hardware_profiles.runtime_schema import Decision
@@ -56,13 +55,8 @@ class Decided(NamedTuple):
     def of(cls, done: Execution, fresh: Controller, top_k: int) -> "Decided":
         """Return it, from an execution that kept its log and a controller that keeps one too."""
         assert done.log is not None
-        in_a_row_ns = 0
-        for facts, now_ns, _ in done.log:
-            began_ns = perf_counter_ns()
-            fresh.decide(facts, now_ns)
-            in_a_row_ns += perf_counter_ns() - began_ns
         took_ns = done.timings.calls_ns
-        cold_ns = max(0.0, (sum(took_ns) - in_a_row_ns) / len(took_ns))
+        cold_ns = max(0.0, (sum(took_ns) - in_a_row_ns(done.log, fresh)) / len(took_ns))
         return cls(fit_row(calls_of(done.log), took_ns, top_k), cold_ns)
 
 

@@ -111,14 +111,18 @@ def with_decisions(
     fitted: RoutingTrace,
     executed: Mapping[str, Decided],
 ) -> tuple[Figures, DecisionCosts]:
-    """Return figures that know what the systems' decisions cost here, and what was measured so."""
+    """Return figures that know what the systems' decisions cost here, and what was measured so.
+
+    Figures of another machine stay as they are, whatever the folder knows of this one.
+    """
     before = figures.before
     known = DecisionCosts(
         {} if before is None else before.decisions_ns or {},
         {} if before is None else before.asks_ns or {},
     )
-    if figures.is_of_here:
-        known = measure_decisions(choices, fitted, known, executed)
+    if not figures.is_of_here:
+        return figures, known
+    known = measure_decisions(choices, fitted, known, executed)
     machine, runtime = figures.profiles
     return replace(figures, profiles=(machine, with_rows(runtime, known.rows_ns))), known
 

@@ -6,7 +6,6 @@ its decisions took meanwhile is what they will be charged.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from moesim.backends.execution import Execution, Log
 from moesim.backends.forcing import TOKENS
 from moesim.backends.models import Model
 from moesim.backends.testing import first_difference
+from moesim.backends.told import told_by
 from moesim.simulator.commands.policies import Choice
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
@@ -64,21 +64,17 @@ class Trying(NamedTuple):
         resident = self.subject.resident_for(deciding)
         if resident is not None:
             return check_system(self.subject, resident, deciding)
-        done = self.subject.generate(deciding)
-        return None, Decided.of(done, _fresh(self.subject, deciding), self.fitted.top_k)
+        return None, _decided(self.subject, deciding, self.subject.generate(deciding))
 
     def on_routes_of_a_trace(self, deciding: Deciding) -> Decided | None:
         """Serve the fitted request, whose signals a system is told; None for another topology."""
         subject, fitted = self.subject, self.fitted
         parts = subject.opened.store.parts
         ours = len(parts.layers), parts.experts, parts.top_k
-        told = deciding.needs & fitted.header.signals.keys()
-        unknown = deciding.needs - told - LIVE_SIGNALS - GRANTS
-        if unknown or ours != (fitted.layers, fitted.experts, fitted.top_k):
+        deciding = told_by(fitted, deciding)
+        if _unknown(deciding) or ours != (fitted.layers, fitted.experts, fitted.top_k):
             return None
-        deciding = replace(deciding, told=frozenset(told - LIVE_SIGNALS))
-        done = subject.serve(deciding, fitted)
-        return Decided.of(done, _fresh(subject, deciding), fitted.top_k)
+        return _decided(subject, deciding, subject.serve(deciding, fitted))
 
 
 def try_systems(
@@ -109,16 +105,17 @@ def try_systems(
             system=choice.system,
             costs=trying.costs,
         )
-        unknown = deciding.needs - LIVE_SIGNALS - GRANTS
+        unknown = _unknown(deciding)
         if unknown:
-            what = ", ".join(sorted(unknown))
+            what = ", ".join(unknown)
             say(f"{choice.system}: own routes not checked, an execution cannot tell {what}")
-        if unknown or not trying.subject.prompts:
-            decided = trying.on_routes_of_a_trace(deciding)
-            if decided is not None:
-                executed[choice.system] = decided
-            continue
-        check, executed[choice.system] = trying.on_own_routes(deciding)
+        check, decided = (
+            (None, trying.on_routes_of_a_trace(deciding))
+            if unknown or not trying.subject.prompts
+            else trying.on_own_routes(deciding)
+        )
+        if decided is not None:
+            executed[choice.system] = decided
         if check is not None:
             known[check.system] = check
             passed = "passed" if check.passed else "FAILED"
@@ -156,8 +153,16 @@ def check_system(subject: Subject, resident: Logits, deciding: Deciding) -> tupl
         lossless_on_gpu=done.counts.cpu_experts == 0,
         same_text=all(int(ours.argmax()) == int(theirs.argmax()) for ours, theirs in pairs),
     )
-    top_k = subject.opened.store.parts.top_k
-    return check, Decided.of(done, _fresh(subject, deciding), top_k)
+    return check, _decided(subject, deciding, done)
+
+
+def _unknown(deciding: Deciding) -> list[str]:
+    """Return what a system reads that neither an execution tells nor a trace."""
+    return sorted(deciding.needs - deciding.told - LIVE_SIGNALS - GRANTS)
+
+
+def _decided(subject: Subject, deciding: Deciding, done: Execution) -> Decided:
+    return Decided.of(done, _fresh(subject, deciding), subject.opened.store.parts.top_k)
 
 
 def _fresh(subject: Subject, deciding: Deciding) -> Controller:

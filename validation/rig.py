@@ -1,13 +1,14 @@
 """What a session needs of a kind of machine; ``cpu.py`` and ``cuda.py`` have one each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from moesim.backends.controllers import LOOK_IN, Deciding, splits
+from moesim.backends.controllers import Deciding, splits
 from moesim.backends.execution import Execution
+from moesim.backends.told import told_by
 from moesim.simulator.costs import CostModel
 from moesim.traces import RoutingTrace
 from moesim.validation.cells import Routing, policies_of
@@ -108,8 +109,7 @@ class RiggedMachine:
     def deciding(self, cell: Cell) -> Deciding:
         """Return a cell's policies and budget, what they may ask of times, and what they are told.
 
-        With forced routes a lossless policy reads the trace's own signals; what looks ahead is
-        computed all the same (``forcing.py``).
+        With forced routes that is what the trace kept.
         """
         deciding = Deciding(
             policies=policies_of(cell),
@@ -118,10 +118,7 @@ class RiggedMachine:
             window_bytes=self.costs.window_bytes,
             costs=self.costs,
         )
-        if self.routing == "own" or deciding.is_lossy:
-            return deciding
-        told = (deciding.needs - {LOOK_IN}) & self.trace.header.signals.keys()
-        return replace(deciding, told=frozenset(told))
+        return deciding if self.routing == "own" else told_by(self.trace, deciding)
 
     def take_turns(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """Return which cells are executed in turns: all, unless each change of layout costs time.

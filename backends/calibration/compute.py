@@ -93,6 +93,10 @@ class Kernels:
             "kernels": self._kernels(sheet),
         }
 
+    def cold_ns(self, sheet: Sheet) -> float:  # noqa: ARG002 - there is nothing to read off
+        """Return 0: no token was served."""
+        return 0.0
+
     def complete(self, machine: dict[str, Any], runtime: dict[str, Any], sheet: Sheet) -> None:
         """Fill in nothing: no token was served."""
 

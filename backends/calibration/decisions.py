@@ -18,6 +18,7 @@ from moesim.backends.calibration import sheet as write
 from moesim.backends.calibration.fitting import fit
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.sheet import Sheet
+from moesim.backends.execution import Log
 from moesim.backends.suiting import suited
 from moesim.simulator import registry, systems
 from moesim.simulator.assembly import assemble
@@ -27,8 +28,9 @@ from moesim.simulator.demands import Workload
 from moesim.simulator.engine_counts import count
 from moesim.simulator.errors import CapabilityError, InputError, PolicyError
 from moesim.simulator.foresight import RecordedFuture
-from moesim.simulator.messages import Ask, Command, Fact, LayerRouted
+from moesim.simulator.messages import Ask, Command, LayerRouted
 from moesim.simulator.registry import Axis, PolicySpec
+from moesim.simulator.run_spec import GRANTS
 from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
 from moesim.traces import RoutingTrace
 
@@ -40,10 +42,7 @@ _SLOW_S = 0.3
 """A system that takes so long to serve the sample is sampled seldom: others would have too few."""
 _CUTS = 4
 _GATES = "gates"
-_GRANTED = frozenset({"future", "profile", "transitions", _GATES})
-
-
-Log = list[tuple[list[Fact], int, list[Command]]]
+_GRANTED = GRANTS | {_GATES}
 
 
 class Call(NamedTuple):
@@ -188,30 +187,36 @@ def probes(all_replays: Sequence[Replay]) -> list[Probe]:
     ]
 
 
-def decisions(all_replays: Sequence[Replay], sheet: Sheet) -> dict[str, Any]:
-    """Return the runtime's section ``decisions``."""
+def decisions(all_replays: Sequence[Replay], sheet: Sheet, cold_ns: float) -> dict[str, Any]:
+    """Return the runtime's section ``decisions``.
+
+    Args:
+        all_replays: Of the systems, sampled.
+        sheet: Of the runtime.
+        cold_ns: How much longer a call takes in a run than here; 0 where that was not measured.
+    """
+    more = f" and {write.ns(cold_ns)} more for each call, which a run's cold caches cost"
     rows = {}
     for replay in all_replays:
-        name = f"decisions-{replay.system}"
-        source = sheet.source(name, f"{_what(replay)} of {replay.system}", [_name(replay)])
-        rows[replay.system] = _row([replay], source)
-    source = sheet.source(
-        "decisions", "calls of all systems together", [_name(one) for one in all_replays]
-    )
-    return {"place": "host", "default": _row(all_replays, source), "systems": rows}
+        text = f"{_what(replay)} of {replay.system}{more if cold_ns else ''}"
+        source = sheet.source(f"decisions-{replay.system}", text, [_name(replay)])
+        rows[replay.system] = _row([replay], source, cold_ns)
+    text = f"calls of all systems together{more if cold_ns else ''}"
+    source = sheet.source("decisions", text, [_name(one) for one in all_replays])
+    return {"place": "host", "default": _row(all_replays, source, cold_ns), "systems": rows}
 
 
 def _what(replay: Replay) -> str:
     return f"{len(replay.calls)} calls replayed from a sample trace, half of it resident,"
 
 
-def _row(all_replays: Sequence[Replay], source: str) -> dict[str, Any]:
+def _row(all_replays: Sequence[Replay], source: str, cold_ns: float) -> dict[str, Any]:
     """Fit the three costs to the calls' medians: of one system, or typical ones of all."""
     base_ns, expert_ns, command_ns = (
         all_replays[0].row_ns() if len(all_replays) == 1 else _fit_calls(all_replays)
     )
     return {
-        "base": [write.ns(base_ns), source],
+        "base": [write.ns(base_ns + cold_ns), source],
         "per_expert": [write.ns(expert_ns), source],
         "per_command": [write.ns(command_ns), source],
     }
@@ -223,6 +228,21 @@ def _fit_calls(all_replays: Sequence[Replay]) -> list[float]:
     times_ns = [time for replay in all_replays for time in replay.medians_ns()]
     experts, commands = ([float(call[size]) for call in calls] for size in (1, 2))
     return fit([[1.0] * len(calls), experts, commands], times_ns)
+
+
+def in_a_row_ns(log: Log, fresh: Controller) -> int:
+    """Return how long all calls of a log take, told to a fresh controller one after another.
+
+    Args:
+        log: Every call of an execution.
+        fresh: Its controller as it began, with a log too.
+    """
+    took_ns = 0
+    for facts, now_ns, _ in log:
+        began_ns = perf_counter_ns()
+        fresh.decide(facts, now_ns)
+        took_ns += perf_counter_ns() - began_ns
+    return took_ns
 
 
 def calls_of(log: Log) -> list[Call]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from moesim.backends.calibration import sheet as write
 from moesim.backends.calibration import works
 from moesim.backends.calibration.bench import Bench
 from moesim.backends.calibration.driver_host import DriverHost
@@ -39,7 +38,6 @@ from moesim.backends.drivers.cuda.graph_driver import GraphDriver
 from moesim.hardware_profiles.files import validated
 from moesim.hardware_profiles.runtime_schema import RuntimeProfile
 from moesim.hardware_profiles.schema import HardwareProfile
-from moesim.hardware_profiles.units import parse_ns
 
 SESSION_EVERY = 6
 
@@ -179,7 +177,6 @@ class GraphSoftware:
     def complete(self, machine: dict[str, Any], runtime: dict[str, Any], sheet: Sheet) -> None:
         """Fill in what only whole tokens tell; tokens of other models check all of it."""
         pair = self._few, self._many
-        charge_caches(runtime, self.cold_ns(sheet), sheet)
         names = tuple(name for session in pair for name in session.names())
         sources = "tokens", "prompts"
         for source, at in zip(sources, (0, 1), strict=True):
@@ -214,17 +211,6 @@ class GraphSoftware:
         for session in (self._few, self._many, *self._others):
             session.close()
         self._host.close()
-
-
-def charge_caches(runtime: dict[str, Any], cold_ns: float, sheet: Sheet) -> None:
-    """Add what cold caches cost to the decisions of all systems, and say so in their sources."""
-    decisions = runtime["decisions"]
-    figures = [row["base"] for row in (decisions["default"], *decisions["systems"].values())]
-    for figure in figures:
-        figure[0] = write.ns(parse_ns(figure[0]) + cold_ns)
-    for source in sorted({source for _, source in figures}):
-        text = f" and {write.ns(cold_ns)} more for each call, which a run's cold caches cost"
-        sheet.sources[source]["source"] += text
 
 
 def _took(sheet: Sheet, session: Session) -> Times:

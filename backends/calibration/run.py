@@ -114,7 +114,9 @@ def calibrate(
         machine_sheet, runtime_sheet = Sheet(samples, provenance), Sheet(samples, provenance)
         machine = _machine(bench, machine_sheet, software, workers)
         runtime = _runtime(runtime_sheet, software, workers)
-        runtime["decisions"] = decisions.decisions(replays, runtime_sheet)
+        runtime["decisions"] = decisions.decisions(
+            replays, runtime_sheet, software.cold_ns(runtime_sheet)
+        )
         pinned, is_more = bench.pinned_bytes(seconds * _PIN_SHARE)
         _memory(bench, machine, machine_sheet, runtime, runtime_sheet)
         software.complete({**machine, "sources": machine_sheet.sources}, runtime, runtime_sheet)

@@ -30,6 +30,10 @@ class Software(Protocol):
         """Return the runtime's sections ``launch``, ``wait``, ``copying`` and ``kernels``."""
         ...
 
+    def cold_ns(self, sheet: Sheet) -> float:
+        """Return how much longer a decision takes in a run than in a row; 0 if not measured."""
+        ...
+
     def complete(self, machine: dict[str, Any], runtime: dict[str, Any], sheet: Sheet) -> None:
         """Fill in, in place, what only whole tokens tell, now that all else is known."""
         ...

@@ -5,17 +5,17 @@ It is served as an execution serves it, by the same driver, on forced routes, it
 
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 import torch
 
+from moesim.backends.calibration.decisions import in_a_row_ns
 from moesim.backends.calibration.leftover import SYSTEM, Times, step_ns
 from moesim.backends.calibration.pieces import LEAST_POOL
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.controllers import Deciding
-from moesim.backends.execution import Keep, Log, MakeDriver, execute
+from moesim.backends.execution import Keep, MakeDriver, execute
 from moesim.backends.forcing import requests_of
 from moesim.backends.generation import Sampling
 from moesim.backends.opening import open_model
@@ -128,21 +128,14 @@ class Session:
         )
         self._last = times_of(done.timings.requests, self.lengths)
         log = done.log or []
-        self._decided = done.timings.decision_ns / len(log), self._told_again(log) / len(log)
-        return self._last.token
-
-    def _told_again(self, log: Log) -> int:
-        """Return how long a fresh controller takes for the same calls, one after another."""
-        store = self._opened.store
-        controller = self._deciding.controller(
-            experts=self.experts, top_k=self._trace.top_k, sizes_L=store.sizes_L, keep_log=True
+        fresh = self._deciding.controller(
+            experts=self.experts,
+            top_k=self._trace.top_k,
+            sizes_L=self._opened.store.sizes_L,
+            keep_log=True,
         )
-        took_ns = 0
-        for facts, now_ns, _ in log:
-            began_ns = perf_counter_ns()
-            controller.decide(facts, now_ns)
-            took_ns += perf_counter_ns() - began_ns
-        return took_ns
+        self._decided = done.timings.decision_ns / len(log), in_a_row_ns(log, fresh) / len(log)
+        return self._last.token
 
     def _seen(self) -> Times:
         assert self._last is not None

@@ -1,8 +1,8 @@
 """Choose held-out pieces of several tasks as a prompts file for ``moesim record``.
 
-``python -m moesim.backends.reference.prompts CORPORA... --seed N -o FILE.jsonl`` with the texts, in
-the same order of folders, and the seed of the training run: it parts the documents in the same way,
-so that every prompt comes from a document that the model has not seen.
+``python -m moesim.backends.reference.prompts CORPORA... -o FILE.jsonl`` with the texts of a model's
+training: it parts the documents in the same way, so that every prompt comes from a document that
+the model has not seen.
 """
 
 import argparse
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moesim.backends.reference.texts import read_split
+from moesim.backends.reference.report import WEIGHTS
+from moesim.backends.reference.texts import read_split_of
 
 PROMPT_BYTES = (36, 97)
 LINE_STARTS = 400
@@ -54,10 +55,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--tasks", default="python,metamath,dialogue,go,intent")
     parser.add_argument("--each", type=int, default=3, help="prompts of a task")
-    parser.add_argument("--seed", type=int, required=True, help="the seed of the training run")
+    parser.add_argument("--model", type=Path, default=WEIGHTS, help="folder of its weights")
     options = parser.parse_args()
-    held_out = read_split(options.corpora, options.seed).held_out
-    prompts = choose_prompts(held_out, options.tasks.split(","), options.each, options.seed)
+    try:
+        split = read_split_of(options.model, options.corpora)
+        prompts = choose_prompts(split.held_out, options.tasks.split(","), options.each, split.seed)
+    except ValueError as error:
+        parser.error(str(error))
     lines = [json.dumps(prompt, ensure_ascii=False) for prompt in prompts]
     options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -4,6 +4,10 @@ A folder of texts has a ``manifest.json`` (file, domain, licence, ``open_licence
 names, ``*.txt.xz``. Only files marked ``open_licence`` are read. Whole documents are held out, and
 then every line of 40 bytes or more that occurs in a held-out document is dropped from training: the
 sources quote each other and themselves.
+
+The same texts and seed give the same halves, in whatever order their folders are named; with a
+folder more or less they are others. Who scores a model reads them with ``read_split_of``, which
+refuses any but those of its training.
 """
 
 import hashlib
@@ -12,7 +16,9 @@ import lzma
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +54,8 @@ HELD_OUT_FRACTION = 0.04
 HELD_OUT_BYTES = (48_000, 200_000)
 TERMINAL_COLOURS = re.compile(r"\x1b?\[[0-9;]*m")
 FORTUNE_END = "\n%\n"
+REPORT = "report.json"
+SEED = 20_261_124
 NUMBERED_PROMPT = re.compile(r"(?:^|\n)\d+\n(?=User:)")
 
 
@@ -59,15 +67,74 @@ class Split:
         train: What the model may learn from; no document twice, no long line of ``held_out``.
         held_out: Whole documents, as they are.
         source_sha256: Hash of each packed file read, by name.
+        seed: Of the order.
     """
 
     train: Mapping[str, Sequence[bytes]]
     held_out: Mapping[str, Sequence[bytes]]
     source_sha256: Mapping[str, str]
+    seed: int
+
+    def train_bytes(self) -> dict[str, int]:
+        """Return the bytes that may be learned of each task, which tell one split from another."""
+        return {task: sum(map(len, self.train[task])) for task in sorted(self.train)}
+
+
+class Packed(NamedTuple):
+    """One openly licensed file of a folder."""
+
+    name: str
+    task: str
+    content: bytes
+    sha256: str
+
+
+def read_split_of(model: Path, folders: Iterable[Path]) -> Split:
+    """Read texts and part them as they were for a model's training.
+
+    A model without a training report beside its weights is taken at its user's word.
+
+    Args:
+        model: Folder of the weights; its report says seed and training half.
+        folders: Of the texts.
+
+    Raises:
+        ValueError: As ``read_split`` and ``check_learned`` do.
+    """
+    report = model / REPORT
+    if not report.is_file():
+        return read_split(folders, SEED)
+    made = json.loads(report.read_text(encoding="utf-8"))["provenance"]
+    split = read_split(folders, made["seed"])
+    check_learned(split, made["train_bytes"], report)
+    return split
+
+
+def check_learned(split: Split, train_bytes: Mapping[str, int], report: Path) -> None:
+    """Refuse texts that are parted otherwise than in a training: what it learned may be scored.
+
+    Args:
+        split: The texts as they are parted now.
+        train_bytes: Of each task, what was learned.
+        report: Of the training.
+
+    Raises:
+        ValueError: A task has another training half.
+    """
+    ours = split.train_bytes()
+    for task, trained in train_bytes.items():
+        if ours.get(task, 0) != trained:
+            raise ValueError(
+                f"{report}: task {task} was trained on {trained} bytes, these folders leave "
+                f"{ours.get(task, 0)}; give all folders of that training and no other"
+            )
 
 
 def read_split(folders: Iterable[Path], seed: int) -> Split:
     """Read the openly licensed files of the folders and part their documents.
+
+    Folders are read in the order of their files' hashes: which documents are held out depends on
+    the order in which all are read.
 
     Raises:
         ValueError: A folder has no manifest, or a domain has no task name.
@@ -75,24 +142,35 @@ def read_split(folders: Iterable[Path], seed: int) -> Split:
     documents: dict[str, list[bytes]] = {}
     hashes: dict[str, str] = {}
     seen: set[bytes] = set()
-    for folder in folders:
-        manifest = folder / "manifest.json"
-        if not manifest.is_file():
-            raise ValueError(f"{manifest}: no such file; give a folder of texts with a manifest")
-        for entry in json.loads(manifest.read_text()):
-            if not entry["open_licence"]:
-                continue
-            if entry["domain"] not in TASK_OF_DOMAIN:
-                raise ValueError(f"{manifest}: no task name for the domain {entry['domain']!r}")
-            packed = (folder / entry["file"]).read_bytes()
-            hashes[entry["file"]] = hashlib.sha256(packed).hexdigest()
-            of_task = documents.setdefault(TASK_OF_DOMAIN[entry["domain"]], [])
-            for document in split_documents(lzma.decompress(packed).decode()):
-                key = hashlib.sha256(b" ".join(document.split())).digest()
-                if key not in seen:
-                    seen.add(key)
-                    of_task.append(document)
-    return _hold_out(documents, hashes, np.random.default_rng(seed))
+    by_content = sorted(
+        map(_read_folder, folders), key=lambda files: sorted(file.sha256 for file in files)
+    )
+    for file in chain.from_iterable(by_content):
+        hashes[file.name] = file.sha256
+        of_task = documents.setdefault(file.task, [])
+        for document in split_documents(lzma.decompress(file.content).decode()):
+            key = hashlib.sha256(b" ".join(document.split())).digest()
+            if key not in seen:
+                seen.add(key)
+                of_task.append(document)
+    return _hold_out(documents, hashes, seed)
+
+
+def _read_folder(folder: Path) -> list[Packed]:
+    """Return the openly licensed files in the order of the manifest."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise ValueError(f"{manifest}: no such file; give a folder of texts with a manifest")
+    files = []
+    for entry in json.loads(manifest.read_text()):
+        if not entry["open_licence"]:
+            continue
+        if entry["domain"] not in TASK_OF_DOMAIN:
+            raise ValueError(f"{manifest}: no task name for the domain {entry['domain']!r}")
+        content = (folder / entry["file"]).read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        files.append(Packed(entry["file"], TASK_OF_DOMAIN[entry["domain"]], content, sha256))
+    return files
 
 
 def split_documents(text: str) -> list[bytes]:
@@ -133,8 +211,9 @@ def _blocks(text: bytes) -> Iterable[bytes]:
 def _hold_out(
     documents: Mapping[str, Sequence[bytes]],
     hashes: Mapping[str, str],
-    rng: np.random.Generator,
+    seed: int,
 ) -> Split:
+    rng = np.random.default_rng(seed)
     train: dict[str, list[bytes]] = {}
     held_out: dict[str, list[bytes]] = {}
     for task in sorted(documents):
@@ -157,7 +236,7 @@ def _hold_out(
             for document in of_task
         )
         train[task] = [document for document in cleaned if document.strip()]
-    return Split(train, held_out, dict(hashes))
+    return Split(train, held_out, dict(hashes), seed)
 
 
 def pack_rows(

@@ -28,7 +28,7 @@ from moesim.backends.models import Model
 from moesim.backends.reference.architecture import REFERENCE, make_model, use_dense_experts
 from moesim.backends.reference.judge import judge
 from moesim.backends.reference.learning import LOAD_BALANCE, Trainer, steps_per_second
-from moesim.backends.reference.texts import Split, pack_rows, read_split, share_rows
+from moesim.backends.reference.texts import REPORT, SEED, Split, pack_rows, read_split, share_rows
 from moesim.backends.reference.upcycle import dense_shape, upcycle
 from moesim.backends.reference.vocabulary import make_tokenizer
 
@@ -147,7 +147,7 @@ def provenance(
         "upcycled": bool(getattr(options, "upcycle", False)),
         "load_balance": getattr(options, "load_balance", LOAD_BALANCE),
         "texts_sha256": dict(sorted(split.source_sha256.items())),
-        "train_bytes": {task: sum(map(len, docs)) for task, docs in sorted(split.train.items())},
+        "train_bytes": split.train_bytes(),
         "rows_read": dict(sorted(given.items())),
     }
 
@@ -172,7 +172,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch-rows", type=int, default=96)
     parser.add_argument("--row-tokens", type=int, default=1_025)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=20_261_124)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--layers", type=int, default=12, help="fewer for a test of the recipe")
     parser.add_argument("--upcycle", action="store_true", help="dense for half the steps")
     parser.add_argument("--judge-rows", type=int, help="held-out rows of a task at most")
@@ -233,7 +233,7 @@ def main() -> None:
         "trained": trained,
         "untrained": untrained["overall"],
     }
-    (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.output / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     say(json.dumps(trained["overall"], indent=1))
 
 

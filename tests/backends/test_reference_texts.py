@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moesim.backends.reference import prompts as prompts_module
 from moesim.backends.reference.gather import SOURCES, newest
 from moesim.backends.reference.prompts import choose_prompts
-from moesim.backends.reference.texts import pack_rows, read_split, share_rows, split_documents
+from moesim.backends.reference.texts import (
+    pack_rows,
+    read_split,
+    read_split_of,
+    share_rows,
+    split_documents,
+)
 from moesim.backends.reference.vocabulary import SEPARATOR, byte_characters
 
 QUOTED = "this sentence is quoted in very many of the documents of the corpus"
@@ -125,6 +132,70 @@ def test_no_task_is_read_too_often_and_the_sum_is_kept() -> None:
         "small": 40,
         "large": 4_000,
     }
+
+
+def another(corpora: Path, folder: Path) -> Path:
+    """Return a second folder, with other texts of a task that the first has too."""
+    folder.mkdir()
+    packed = lzma.decompress((corpora / "a.txt.xz").read_bytes()).replace(b"document", b"text")
+    (folder / "d.txt.xz").write_bytes(lzma.compress(packed))
+    entry = {"file": "d.txt.xz", "domain": "Python code", "open_licence": True}
+    (folder / "manifest.json").write_text(json.dumps([entry]))
+    return folder
+
+
+def trained_on(folders: list[Path], model: Path) -> Path:
+    """Return a model's folder with the report of a training on these texts."""
+    split = read_split(folders, seed=3)
+    made = {"seed": 3, "train_bytes": split.train_bytes()}
+    model.mkdir()
+    (model / "report.json").write_text(json.dumps({"provenance": made}))
+    return model
+
+
+def test_the_order_of_folders_says_nothing(corpora: Path, tmp_path: Path) -> None:
+    """The same texts are parted alike in whatever order and under whatever name they are given."""
+    other = another(corpora, tmp_path / "other")
+    found = read_split([corpora, other], seed=1)
+    assert found == read_split([other, corpora], seed=1)
+    assert found == read_split([corpora, other.rename(tmp_path / "0")], seed=1)
+    assert found.held_out["python"] != read_split([corpora], seed=1).held_out["python"]
+
+
+def test_a_model_is_asked_what_it_has_not_learned(corpora: Path, tmp_path: Path) -> None:
+    """Texts are parted with the training's seed; a folder more or less is refused."""
+    other = another(corpora, tmp_path / "other")
+    model = trained_on([corpora, other], tmp_path / "model")
+    assert read_split_of(model, [other, corpora]) == read_split([corpora, other], seed=3)
+    with pytest.raises(ValueError, match="give all folders of that training and no other"):
+        read_split_of(model, [corpora])
+    alone = trained_on([corpora], tmp_path / "alone")
+    with pytest.raises(ValueError, match="report.json: task python was trained on"):
+        read_split_of(alone, [corpora, other])
+
+
+def test_prompts_for_a_model_are_held_out_from_its_training(
+    corpora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command parts the texts as the model's report says, and writes nothing for others."""
+    model = trained_on([corpora], tmp_path / "model")
+    output = tmp_path / "prompts.jsonl"
+    words = ["-o", str(output), "--tasks", "german", "--model", str(model)]
+    monkeypatch.setattr("sys.argv", ["prompts", str(corpora), *words])
+    prompts_module.main()
+    held_out = read_split([corpora], seed=3).held_out["german"]
+    texts = [json.loads(line)["prompt"].encode() for line in output.read_text().splitlines()]
+    assert [any(text in document for document in held_out) for text in texts] == [True] * 3
+    output.unlink()
+    other = another(corpora, tmp_path / "other")
+    monkeypatch.setattr("sys.argv", ["prompts", str(corpora), str(other), *words])
+    with pytest.raises(SystemExit):
+        prompts_module.main()
+    assert "give all folders of that training" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_prompts_are_pieces_of_held_out_documents(corpora: Path) -> None:

@@ -92,9 +92,12 @@ def make_traces(
 
 
 def test_traces_are_made_once_and_listed_with_their_hash(
-    make_traces: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    make_traces: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started again it trains nothing; a trace that is gone is recorded again, the same bytes."""
+    """Started again it trains nothing; a trace that is gone is recorded again, the same bytes.
+
+    With other texts it is not judged and recorded on what it may have learned.
+    """
     output = make_traces()
     whole = output / "twin-phi-3.5-moe.safetensors"
     listed = json.loads((output / "traces.json").read_text())
@@ -110,6 +113,10 @@ def test_traces_are_made_once_and_listed_with_their_hash(
     make_traces()
     with pytest.raises(ValueError, match="made with other options; delete it"):
         make_traces("--rate", 0.5)
+    packed = tmp_path / "code.txt.xz"
+    packed.write_bytes(lzma.compress(lzma.decompress(packed.read_bytes())[:-20_000], preset=0))
+    with pytest.raises(ValueError, match="task python was trained on .* give all folders"):
+        make_traces()
 
 
 def test_grouped_experts_compute_what_dense_ones_do() -> None:

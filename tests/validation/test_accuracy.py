@@ -11,8 +11,10 @@ import pytest
 
 pytest.importorskip("torch", reason="accuracy is measured by execution")
 
+from moesim.backends.reference.texts import Split
 from moesim.backends.reference.vocabulary import make_tokenizer
-from moesim.validation.accuracy import main
+from moesim.validation.accuracy import choose_texts, main
+from moesim.validation.accuracy_options import parse
 
 CONFIG = {
     "hidden_size": 32,
@@ -100,12 +102,23 @@ def test_texts_that_were_learnt_are_refused(
     model: Path, corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where the training report knows of another training half nothing is scored."""
-    report = {"provenance": {"train_bytes": {"python": 1}}}
+    report = {"provenance": {"seed": 1, "train_bytes": {"python": 1}}}
     (model / "report.json").write_text(json.dumps(report))
     output = tmp_path / "accuracy.json"
     assert main([str(model), str(corpora), "-o", str(output), *FEW]) == 2
-    assert "was trained on 1 bytes, these folders leave" in capsys.readouterr().err
+    assert "task python was trained on 1 bytes, these folders leave" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_nothing_is_profiled_on_the_documents_that_are_scored() -> None:
+    """Texts of either kind come from documents of their own, from as many as there are."""
+    documents = [bytes([65 + number]) * 200 for number in range(6)]
+    options = parse(["model", "texts", "-o", "out", *FEW, "--tasks", "python"])
+    held_out = {"python": [*documents, b"too short"]}
+    fit, scored = choose_texts(options, Split({}, held_out, {}, seed=0))
+    of_fit, of_scored = ([chr(text.prompt[1]) for text in texts] for texts in (fit, scored))
+    assert of_fit == ["A", "C"]
+    assert of_scored == ["B", "D", "F", "B"]
 
 
 def test_too_few_texts_are_told(

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch", reason="it runs a real model")
 
+import numpy as np
 import torch
 
 from moesim.backends.budget import kv_bytes_per_token
@@ -24,6 +25,7 @@ from moesim.backends.store import ExpertStore
 from moesim.backends.testing import resident_logits, tiny_model
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import CapabilityError
+from moesim.traces import RoutingTrace, SignalSpec, load, samples
 from moesim.validation import own_routes, quick_files, quick_profile
 from moesim.validation.beside import Check
 from moesim.validation.cells import choose_system
@@ -93,6 +95,51 @@ def test_own_routes_pass(subject: Subject, system: str) -> None:
     assert check.decisions > 100
 
 
+def with_signals(trace: RoutingTrace, **signals: Any) -> RoutingTrace:
+    """Return a trace that kept these signals, known once a layer was routed or a step began."""
+    specs = {
+        name: SignalSpec(
+            tap="router",
+            known_at="layer_routed" if "L" in name else "step_begin",
+            producer="made up",
+        )
+        for name in signals
+    }
+    header = trace.header.model_copy(update={"signals": specs})
+    return replace(trace, header=header, signals=signals, known=None)
+
+
+def test_what_an_execution_cannot_tell_a_trace_tells(subject: Subject) -> None:
+    """A system that reads embeddings and whole distributions is tried where a trace kept both."""
+    trace = served_alone(subject)
+    shape = trace.expert_TLK.shape[:2]
+    probs_TLE = np.full((*shape, trace.experts), 1 / trace.experts, np.float16)
+    embedding_TD = np.ones((len(probs_TLE), 4), np.float32)
+    both = with_signals(trace, router_probs_TLE=probs_TLE, embedding_TD=embedding_TD)
+    probs = with_signals(trace, router_probs_TLE=probs_TLE)
+    system = deciding(subject, "lru+expert_map:distance=1")
+    costs = CostModel.for_tests(layers=shape[1], experts=trace.experts, top_k=trace.top_k)
+
+    decided = own_routes.Trying(subject, costs, trace, both).on_routes_of_a_trace(system)
+    assert decided is not None
+    assert sum(decided.row_ns) > 0
+    assert own_routes.Trying(subject, costs, trace, probs).on_routes_of_a_trace(system) is None
+
+
+def test_calls_are_sized_by_the_model_that_runs(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What calibrations look at may be of another topology; own routes have the model's top-k."""
+    monkeypatch.setattr(own_routes.Decided, "of", lambda _done, _fresh, top_k: top_k)
+    fitted = load(Path(samples.__path__[0]) / "twin-olmoe-16x64.npz").select_requests([0])
+    top_k = subject.opened.store.parts.top_k
+    assert fitted.top_k != top_k
+    costs: Any = None
+    alone = replace(subject, resident=None)
+    trying = own_routes.Trying(alone, costs, fitted, fitted)
+    assert trying.on_own_routes(deciding(subject, "lru")) == (None, top_k)
+
+
 def test_another_resident_model_is_noticed(subject: Subject) -> None:
     """The comparison can fail: one logit of the reference that is otherwise fails the check."""
     assert subject.resident is not None
@@ -119,6 +166,17 @@ def test_each_difference_alone_fails(change: dict[str, Any]) -> None:
     )
     assert right.passed
     assert not right.model_copy(update=change).passed
+
+
+def served_alone(subject: Subject) -> RoutingTrace:
+    """Return the routes of one prompt and some tokens after it."""
+    return execute(
+        subject.opened.checkpoint.model,
+        subject.opened.store,
+        [Request(prompt=PROMPTS[0])],
+        deciding(subject, "lru"),
+        Sampling(new_tokens=6, ignore_eos=True),
+    ).trace
 
 
 def test_quick_figures_predict_what_they_were_fitted_on(subject: Subject) -> None:

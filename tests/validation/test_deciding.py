@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="it executes")
 from moesim.backends.calibration.decisions import Replay
 from moesim.backends.suiting import suited
 from moesim.backends.told import ToldSignals
-from moesim.hardware_profiles.round_numbers import round_runtime
+from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
 from moesim.simulator.demands import Workload
 from moesim.simulator.messages import FormStep
 from moesim.traces import RoutingTrace, SignalSpec, load, samples
@@ -27,6 +27,7 @@ from moesim.validation.deciding import (
     with_rows,
 )
 from moesim.validation.evidence_files import to_text
+from moesim.validation.figures import Figures, with_decisions
 from moesim.validation.predict import predict
 from moesim.validation.rig import RiggedMachine
 
@@ -85,6 +86,19 @@ def test_rows_are_measured_once_and_change_the_profile() -> None:
     assert [figure.value for figure in (rows["lfu"].base, rows["lfu"].per_command)] == [1, 3]
     assert with_rows(runtime, {}) == runtime
     assert measure_decisions(choices, fitted, found, executed) == found
+
+
+@pytest.mark.parametrize("is_of_here", [True, False])
+def test_another_machines_decisions_stay_as_they_are(is_of_here: bool) -> None:
+    """What the folder knows of decisions here is put into figures of this machine alone."""
+    before = Calibration(
+        fingerprint={}, anchors_ns={}, fit_traces=(), decisions_ns={"lfu": (1, 2, 3)}
+    )
+    profiles = round_machine(), round_runtime()
+    figures = Figures(profiles, (), before, is_of_here=is_of_here)
+    found, known = with_decisions(figures, [choose_system("lfu")], sample(), {})
+    assert known.rows_ns == {"lfu": (1, 2, 3)}
+    assert ("lfu" in found.profiles[1].decisions.systems) is is_of_here
 
 
 def test_rare_long_calls_are_not_hidden() -> None:

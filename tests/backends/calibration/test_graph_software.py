@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from moesim.backends.calibration import decisions as decided
 from moesim.backends.calibration import graph_points as points
 from moesim.backends.calibration import graph_software as graphs
 from moesim.backends.calibration.driver_host import DriverHost
@@ -15,6 +16,7 @@ from moesim.backends.calibration.graph_figures import GraphFigures
 from moesim.backends.calibration.leftover import Rest
 from moesim.backends.calibration.pieces import LOOKING
 from moesim.backends.calibration.rates import PRODUCT, READ, Rates, alone, beside
+from moesim.backends.calibration.run import SAMPLE
 from moesim.backends.calibration.scale import CUDA
 from moesim.backends.calibration.sheet import Provenance, Sheet
 from moesim.backends.calibration.whole_tokens import Lengths, Session
@@ -25,6 +27,8 @@ from moesim.hardware_profiles.files import read_tree, validated
 from moesim.hardware_profiles.runtime_schema import RuntimeProfile
 from moesim.hardware_profiles.units import parse_ns
 from moesim.simulator.models import load
+from moesim.traces import load as load_trace
+from moesim.traces import samples
 
 BYTES_PER_NS, FLOPS_PER_NS = 3_000.0, 800_000.0
 CHOSEN = {"olmoe": (8, 64), "qwen3-30b-a3b": (8, 128), "mixtral-8x7b": (2, 8)}
@@ -52,10 +56,9 @@ OTHERS: dict[str, Any] = {
 }
 
 
-def decisions(cost: str, base: str | None = None) -> dict[str, Any]:
-    """Return the section in which everything costs that much, or the base something else."""
+def decisions(cost: str) -> dict[str, Any]:
+    """Return the section in which everything costs that much."""
     row = {key: [cost, "made"] for key in ("base", "per_expert", "per_command")}
-    row["base"] = [base or cost, "made"]
     return {"decisions": {"place": "host", "default": row, "systems": {}}}
 
 
@@ -185,10 +188,10 @@ def test_a_faster_reader_than_the_plain_pass_gives_the_rate(software: Any) -> No
 
 
 def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
-    """What tokens leave over is found beside decisions that cost more than they do in a row."""
+    """What tokens leave over is found beside what the decisions in the runtime cost."""
     samples = made_samples()
     first = new_sheet(samples)
-    parts = software.sections(first) | OTHERS | decisions("1us", base="3us")
+    parts = software.sections(first) | OTHERS | decisions("3us")
     true = Rest(20_000, 90_000, 300_000, 9_000)
     tree = graphs._named(true.put(parts, ("dense", "dense")), first.sources | {"made": ESTIMATE})
     runtime = validated(tree, RuntimeProfile, "true")
@@ -196,17 +199,13 @@ def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
         took = each.explained(load_machine("h100-sxm"), runtime)
         times = (took.token, took.short, took.prompt)
         samples |= {name: [time_ns] * 3 for name, time_ns in zip(each.names(), times, strict=True)}
-    running, in_a_row = software._many.decision_names()
-    samples |= {running: [9_000.0] * 3, in_a_row: [7_000.0] * 3}
     sheet = new_sheet(samples)
-    found = software.sections(sheet) | OTHERS | decisions("1us")
+    found = software.sections(sheet) | OTHERS | decisions("3us")
     sheet.sources["made"] = dict(ESTIMATE)
     machine = read_tree(FOLDER / "h100-sxm.yaml")
     for key in ("schema", "name", "title"):
         del machine[key]
     software.complete(machine, found, sheet)
-    assert found["decisions"]["default"]["base"][0] == "3.000us"
-    assert "2.000us more" in sheet.sources["made"]["source"]
     assert parse_ns(found["wait"]["router"][0]) == pytest.approx(true.router, rel=0.01)
     assert parse_ns(found["kernels"]["head_fixed"][0]) == pytest.approx(true.head, rel=0.02)
     prompt_ns = parse_ns(found["launch"]["prompt_layer"][0])
@@ -216,6 +215,29 @@ def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
     assert all(abs(check.error) < 0.01 for check in tokens)
     assert "3 points" not in sheet.sources["tokens"]["source"]
     assert "1 points not fitted" in sheet.sources["tokens"]["source"]
+
+
+def test_decisions_cost_more_in_a_run_than_in_a_row(software: Any) -> None:
+    """What a call takes longer as it runs stands in the base of every system, and its source."""
+    running, in_a_row = software._many.decision_names()
+    trace = load_trace(Path(samples.__path__[0]) / SAMPLE).head(requests=1)
+    replays, _ = decided.replays(trace, ["on-demand", "mixtral-offloading"])
+    names = [probe.name for probe in decided.probes(replays)]
+    for replay in replays:
+        replay.sample()
+    made = dict.fromkeys(names, [5.0] * 3)
+    warm = decided.decisions(replays, new_sheet(made), 0.0)
+    sheet = new_sheet(made | {running: [9_000.0] * 3, in_a_row: [7_000.0] * 3})
+    cold = decided.decisions(replays, sheet, software.cold_ns(sheet))
+    for before, after in (
+        (warm["default"], cold["default"]),
+        (warm["systems"]["on-demand"], cold["systems"]["on-demand"]),
+    ):
+        assert parse_ns(after["base"][0]) == pytest.approx(parse_ns(before["base"][0]) + 2_000)
+        assert after["per_expert"] == before["per_expert"]
+        assert "2.000us more" in sheet.sources[after["base"][1]]["source"]
+    faster = new_sheet({running: [6_000.0] * 3, in_a_row: [7_000.0] * 3})
+    assert software.cold_ns(faster) == 0
 
 
 def test_closing_releases_models_sessions_and_driver() -> None:

@@ -1,7 +1,6 @@
 """Requests that arrive at a live model: the replay's stream, desk and row, in real time."""
 
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,13 +17,13 @@ from moesim.simulator.errors import BudgetError, CapabilityError, InputError  # 
 from moesim.simulator.messages import (  # noqa: E402
     RequestArrived,
     RequestEnded,
-    StepBegan,
     StepEnded,
 )
 from moesim.simulator.request_times import FIELDS, request_fields  # noqa: E402
 from moesim.simulator.serving.spec import Serving, parse_slo  # noqa: E402
 from moesim.simulator.serving.workload import ServedWorkload  # noqa: E402
 from moesim.simulator.testing import tiny_trace  # noqa: E402
+from moesim.simulator.testing.queues import changes_of, mean_number  # noqa: E402
 
 SLOTS = 14
 TOKEN_BYTES = 1_000
@@ -125,16 +124,6 @@ def test_everybody_is_served_once_and_whole(it: Any, arrivals: str) -> None:
     assert row["peak_kv_bytes"] <= found.kv_bytes == 3 * 10 * TOKEN_BYTES
 
 
-def mean_number(changes: Sequence[tuple[int, int]], span_ns: int) -> Fraction:
-    """Return the mean over time of a number that begins at 0, from its changes."""
-    area, number, since_ns = 0, 0, 0
-    for at_ns, change in sorted(changes):
-        area += number * (at_ns - since_ns)
-        number, since_ns = number + change, at_ns
-    assert number == 0
-    return Fraction(area, span_ns)
-
-
 @pytest.mark.parametrize("arrivals", ARRIVALS)
 def test_the_number_in_the_system_is_rate_times_stay(it: Any, arrivals: str) -> None:
     """Little's law: L from what the controller was told, W from what the row is made of.
@@ -144,22 +133,10 @@ def test_the_number_in_the_system_is_rate_times_stay(it: Any, arrivals: str) -> 
     found = stream_of(it, f"{arrivals},requests=12,prompt=7,output=4")
     _, done, row = served(it, found)
 
-    stay, queue, waiting = [], [], set()
-    for facts, now_ns, _ in done.log:
-        for fact in facts:
-            if isinstance(fact, RequestArrived):
-                stay.append((fact.arrived_ns, 1))
-                queue.append((fact.arrived_ns, 1))
-                waiting.add(fact.request)
-            elif isinstance(fact, RequestEnded):
-                stay.append((now_ns, -1))
-            elif isinstance(fact, StepBegan):
-                queue += [(now_ns, -1) for _ in waiting & set(fact.requests)]
-                waiting -= set(fact.requests)
     span_ns = done.measured()[1]
     rate_per_ms = len(done.timings.requests) / (span_ns / 1e6)
     assert rate_per_ms * 1e3 == pytest.approx(row["requests_per_s"])
-    in_system, in_queue = (mean_number(each, span_ns) for each in (stay, queue))
+    in_system, in_queue = (mean_number(each, span_ns) for each in changes_of(done.log))
     assert float(in_system) == pytest.approx(rate_per_ms * row["mean_e2e_ms"], rel=0.05)
     assert float(in_queue) == pytest.approx(rate_per_ms * row["mean_queue_ms"], rel=0.05, abs=0.02)
 
