@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from moesim.simulator import registry
-from moesim.simulator.demands import Workload
 from moesim.simulator.errors import CapabilityError, InputError
 from moesim.simulator.policies.batching import ELASTIC
 from moesim.simulator.registry import Axis
 from moesim.simulator.serving.arrivals import Arrivals, OpenLoop, Users
 from moesim.simulator.serving.recorded import RecordedRequests
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace
 
 

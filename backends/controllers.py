@@ -10,12 +10,12 @@ from typing import Any, Never
 
 from moesim.simulator import registry
 from moesim.simulator.assembly import assemble
+from moesim.simulator.control.transfers import DEFAULT_WINDOW_BYTES
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs
 from moesim.simulator.registry import Axis, PolicySpec
-from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
+from moesim.simulator.workload.foresight import RecordedFuture
 from moesim.traces import RoutingTrace
 
 GATES = "gates"

@@ -24,14 +24,14 @@ from moesim.backends.server import Driver, Server
 from moesim.backends.store import ExpertStore
 from moesim.backends.told import ToldSignals
 from moesim.simulator.controller import Controller
-from moesim.simulator.demands import Workload
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.ledger import Counts, RequestTimes, Timings, check
 from moesim.simulator.messages import Command, Fact
 from moesim.simulator.serving.arrivals import Arrivals, Users
 from moesim.simulator.serving.desk import Terms
 from moesim.simulator.serving.setup import batching_of
+from moesim.simulator.workload.demands import Workload
+from moesim.simulator.workload.foresight import RecordedFuture
 from moesim.traces import RoutingTrace
 
 Log = list[tuple[list[Fact], int, list[Command]]]

@@ -30,7 +30,7 @@ from moesim.backends.reference.texts import SEED, pack_rows, read_split_of
 from moesim.backends.reference.train import read_model
 from moesim.backends.reference.vocabulary import BYTES
 from moesim.simulator.progress import progress
-from moesim.simulator.results import write_text
+from moesim.simulator.results.rows import write_text
 
 # B rows of a batch, S tokens of a row, N bytes foretold, V vocabulary, L MoE layers, E experts.
 Rows = NDArray[np.uint16]

@@ -27,8 +27,8 @@ from moesim.simulator.commands.policies import Choice, choose_policies
 from moesim.simulator.costs import CostModel
 from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs
 from moesim.simulator.progress import progress
-from moesim.simulator.request_times import request_fields, request_lines
-from moesim.simulator.results import latency_fields, token_times, write_text
+from moesim.simulator.results.request_times import request_fields, request_lines
+from moesim.simulator.results.rows import latency_fields, token_times, write_text
 from moesim.traces import load, write
 
 DRIVERS: Mapping[str, MakeDriver] = {

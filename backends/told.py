@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from moesim.backends.controllers import LOOK_IN, Deciding
-from moesim.simulator.signals import RequestSignals, Rows, merge
+from moesim.simulator.workload.signals import RequestSignals, Rows, merge
 from moesim.traces import RoutingTrace
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moesim.simulator.demands import Workload
 from moesim.simulator.ledger import Counts
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.registry import Axis
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import ENGINES, Prepared, prepare
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, load, synthetic
 
 SEED = 0

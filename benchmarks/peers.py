@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from cases import RECORDED
 
-from moesim.simulator.compiled.counting import count_all, tables
-from moesim.simulator.compiled.serve import serve
+from moesim.simulator.engines.compiled.counting import count_all, tables
+from moesim.simulator.engines.compiled.serve import serve
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import Prepared, prepare

@@ -23,10 +23,10 @@ from typing import Any
 import simpy
 from cases import Case, cases, run_engine
 
-from moesim.simulator.bounds import Actions, bounds
-from moesim.simulator.engine_compiled import replay_compiled
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.compiled.engine import replay_compiled
+from moesim.simulator.engines.counts import count
 from moesim.simulator.ledger import Counts
+from moesim.simulator.limits.bounds import Actions, bounds
 from moesim.simulator.runs import Prepared
 
 TIMEOUTS = 200_000

@@ -9,9 +9,9 @@ import numpy as np
 from moesim.backends.controllers import Deciding
 from moesim.simulator import messages as say
 from moesim.simulator.controller import Controller
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.terms import Phase
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import TraceHeader
 from moesim.traces.assemble import RequestRows, assemble
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from moesim.simulator import registry
 from moesim.simulator.controller import Controller
-from moesim.simulator.foresight import RecordedFuture, popularity, transitions
 from moesim.simulator.gpus.plan import GpuPlan
 from moesim.simulator.policies.base import UNLIMITED_BYTES, CachePolicy, Costs, RunInfo
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.tiers.hierarchy import Shelves
 from moesim.simulator.tiers.plan import TierPlan
+from moesim.simulator.workload.foresight import RecordedFuture, popularity, transitions
 from moesim.traces import RoutingTrace
 
 _CACHE: tuple[Axis, ...] = ("cache",)

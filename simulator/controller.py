@@ -15,7 +15,11 @@ The contract is design 4.1; numbers in comments below are its rules.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from moesim.simulator.books import open_books
+from moesim.simulator.control.books import open_books
+from moesim.simulator.control.forming import Forming
+from moesim.simulator.control.prefetching import Prefetching
+from moesim.simulator.control.trading import Lender
+from moesim.simulator.control.transfers import DEFAULT_WINDOW_BYTES
 from moesim.simulator.errors import (
     BudgetError,
     CapabilityError,
@@ -23,7 +27,6 @@ from moesim.simulator.errors import (
     PolicyError,
     ProtocolError,
 )
-from moesim.simulator.forming import Forming
 from moesim.simulator.gpus.plan import GpuPlan
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import (
@@ -56,10 +59,7 @@ from moesim.simulator.policies.base import (
     SchedulePolicy,
     overrides,
 )
-from moesim.simulator.prefetching import Prefetching
 from moesim.simulator.tiers.hierarchy import Shelves
-from moesim.simulator.trading import Lender
-from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
 
 
 class Controller:

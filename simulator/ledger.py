@@ -11,7 +11,7 @@ from moesim.simulator.errors import BooksError
 from moesim.simulator.terms import NO_PROMISE, Slo
 
 if TYPE_CHECKING:
-    from moesim.simulator.streamed_times import StreamedTimes
+    from moesim.simulator.results.streamed_times import StreamedTimes
 
 
 @dataclass(slots=True)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.errors import BudgetError, InputError, OutOfMemoryError
-from moesim.simulator.results import Row
+from moesim.simulator.results.rows import Row
 from moesim.simulator.runs import prepare
-from moesim.simulator.sweep_file import RunOptions
+from moesim.simulator.sweeps.file import RunOptions
 
 OBJECTIVES: Mapping[str, str] = {
     "mean_tpot_ms": "mean TPOT",

@@ -42,7 +42,7 @@ def adversarial_driver() -> "Callable[..., AdversarialDriver]":
 @pytest.fixture
 def view() -> "View":
     """Return a view of 3 layers of 6 experts of a megabyte, nobody resident, room for nine."""
+    from moesim.simulator.control.residency import WholeResidency  # noqa: PLC0415  see the module
     from moesim.simulator.policies.base import View  # noqa: PLC0415  see the module
-    from moesim.simulator.residency import WholeResidency  # noqa: PLC0415  see the module
 
     return View(WholeResidency([1_000_000] * 3, 6, 2, 9_000_000, None, 0))

@@ -19,35 +19,35 @@ from moesim.simulator import registry
 from moesim.simulator.assembly import assemble
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_clock import ClockEngine
-from moesim.simulator.engine_compiled import replay_compiled
-from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.engines.clock import ClockEngine
+from moesim.simulator.engines.compiled.engine import replay_compiled
+from moesim.simulator.engines.host import Host
+from moesim.simulator.engines.simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.gpus.plan import Dividing, GpuPlan
-from moesim.simulator.host import Host
 from moesim.simulator.ledger import check
 from moesim.simulator.long_traces import has_long, is_long
 from moesim.simulator.memory import MemoryPlan
 from moesim.simulator.policies.base import UNLIMITED_BYTES
 from moesim.simulator.registry import Axis, PolicySpec
-from moesim.simulator.results import (
+from moesim.simulator.results.rows import (
     SCHEMA_VERSION,
 )
-from moesim.simulator.run_result import RunResult, result_of
+from moesim.simulator.results.run_result import RunResult, result_of
+from moesim.simulator.results.streamed_times import StreamedTimes
 from moesim.simulator.run_spec import GRANTS, RunSpec, check_needs, resolve_shape
 from moesim.simulator.serving.setup import Served, serve
 from moesim.simulator.serving.workload import ServedWorkload
-from moesim.simulator.streamed_times import StreamedTimes
 from moesim.simulator.tiers.plan import TierPlan, plan_tiers
+from moesim.simulator.workload.demands import Workload
+from moesim.simulator.workload.foresight import RecordedFuture
 from moesim.traces import RoutingTrace
 
 ENGINES: Mapping[str, type[Host]] = {"clock": ClockEngine, "simpy": SimpyEngine}
 """The simulators that drive any policies, the default first; their figures are equal, to the ns."""
 
 COMPILED = "compiled"
-"""The simulator of built-in policies alone; see ``engine_compiled.py``."""
+"""The simulator of built-in policies alone; see ``engines/compiled``."""
 
 ENGINE_NAMES = (*ENGINES, COMPILED)
 """All that a run may name."""

@@ -1,5 +1,6 @@
 """What every test may ask for."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+# Shells start background jobs with interrupts ignored, and some tests interrupt a run.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 collect_ignore = ["plugin_sample"]  # a distribution of its own; test_plugin.py runs its tests
 

@@ -30,7 +30,7 @@ from moesim.backends.scoring import forced
 from moesim.backends.store import ExpertStore
 from moesim.simulator.errors import MoesimError
 from moesim.simulator.progress import progress
-from moesim.simulator.results import write_text
+from moesim.simulator.results.rows import write_text
 from moesim.validation.accuracy_bench import Bench, Full
 from moesim.validation.accuracy_intervals import Losses, against
 from moesim.validation.accuracy_measure import measure

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moesim.simulator.plot_panels import AMBER, BLUE, GREEN, GREY, PURPLE, RED
-from moesim.simulator.plots import save
+from moesim.simulator.results.plot_panels import AMBER, BLUE, GREEN, GREY, PURPLE, RED
+from moesim.simulator.results.plots import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from moesim.simulator.errors import InputError
-from moesim.simulator.results import write_text
+from moesim.simulator.results.rows import write_text
 from moesim.validation.beside import Check
 from moesim.validation.bursts import LIMIT
 from moesim.validation.claim_tables import print_claims, print_together

@@ -102,7 +102,7 @@ def validate(
         intervene=intervene,
     )
     if plot is not None:
-        from moesim.simulator.plots import check_suffix
+        from moesim.simulator.results.plots import check_suffix
 
         check_suffix(plot)
     if check is not None:

@@ -8,9 +8,9 @@ import numpy as np
 from moesim.simulator.errors import InputError
 from moesim.simulator.ledger import Counts, RequestTimes, Timings
 from moesim.simulator.messages import Command, Copy, LayerRouted, Move, Run
-from moesim.simulator.results import token_times
-from moesim.simulator.timeline import TRACKS
-from moesim.simulator.timeline import events as timeline_events
+from moesim.simulator.results.rows import token_times
+from moesim.simulator.results.timeline import TRACKS
+from moesim.simulator.results.timeline import events as timeline_events
 from moesim.validation.evidence import Busy, Decisions, Difference, Job, Outcome, Times
 from moesim.validation.exposure import exposed
 from moesim.validation.machine import Log, Span

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from moesim.simulator.errors import InputError
-from moesim.simulator.results import write_text
+from moesim.simulator.results.rows import write_text
 from moesim.validation.beside import Check, Checks
 from moesim.validation.evidence import Evidence, Strict
 

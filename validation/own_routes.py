@@ -18,9 +18,9 @@ from moesim.backends.told import told_by
 from moesim.simulator.commands.policies import Choice
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.run_spec import GRANTS
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace
 from moesim.validation.beside import Check, Checks
 from moesim.validation.deciding import Decided

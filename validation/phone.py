@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from moesim.hardware_profiles.writing import write_machine, write_runtime
 from moesim.simulator.commands.from_log import Engine, record, rounded, run_of
-from moesim.simulator.engine_log import EngineLog, read_log
-from moesim.simulator.fitted_profile import Constants
-from moesim.simulator.log_fit import STUMBLE, LogFit, fit_log
-from moesim.simulator.results import write_text
+from moesim.simulator.fitting.engine_log import EngineLog, read_log
+from moesim.simulator.fitting.fitted_profile import Constants
+from moesim.simulator.fitting.log_fit import STUMBLE, LogFit, fit_log
+from moesim.simulator.results.rows import write_text
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import prepare
 from moesim.validation.provenance import without_folder

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moesim.simulator.plot_panels import AMBER, BLUE, GREEN, GREY, PURPLE, RED
-from moesim.simulator.plots import save
+from moesim.simulator.results.plot_panels import AMBER, BLUE, GREEN, GREY, PURPLE, RED
+from moesim.simulator.results.plots import save
 from moesim.validation.evidence import Evidence, Job
 from moesim.validation.statistics import MEAN
 from moesim.validation.tables import verdict_of

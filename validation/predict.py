@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from moesim.backends.batches import workload_for
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.engines.simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.ledger import check
 from moesim.simulator.run_spec import GRANTS
+from moesim.simulator.workload.demands import Workload
+from moesim.simulator.workload.foresight import RecordedFuture
 from moesim.validation.compare import one_token, outcome_of
 from moesim.validation.evidence import Cell, Prediction
 from moesim.validation.evidence_files import hash_of

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
-from moesim.simulator.results import write_text
+from moesim.simulator.results.rows import write_text
 
 BAND = "25%"
 HARDWARE, RUNTIME = "cpu-quick", "cpu-threads-quick"

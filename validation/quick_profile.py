@@ -19,11 +19,11 @@ from moesim.backends.controllers import Deciding
 from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
 from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.engines.simpy import SimpyEngine
 from moesim.simulator.messages import Copy, Run
 from moesim.simulator.models.cost_shape import CostShape
-from moesim.simulator.results import token_times
+from moesim.simulator.results.rows import token_times
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace
 from moesim.validation.exposure import lost_ns
 from moesim.validation.machine import Executed

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from moesim.simulator.timeline import TRACKS
+from moesim.simulator.results.timeline import TRACKS
 from moesim.validation.evidence import Job
 
 GPU, LINK = TRACKS["gpu"], TRACKS["h2d"]

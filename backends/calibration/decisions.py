@@ -22,16 +22,16 @@ from moesim.backends.execution import Log
 from moesim.backends.suiting import suited
 from moesim.simulator import registry, systems
 from moesim.simulator.assembly import assemble
+from moesim.simulator.control.transfers import DEFAULT_WINDOW_BYTES
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.errors import CapabilityError, InputError, PolicyError
-from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.messages import Ask, Command, LayerRouted
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.run_spec import GRANTS
-from moesim.simulator.transfers import DEFAULT_WINDOW_BYTES
+from moesim.simulator.workload.demands import Workload
+from moesim.simulator.workload.foresight import RecordedFuture
 from moesim.traces import RoutingTrace
 
 _EXPERT_BYTES = 1_000_000

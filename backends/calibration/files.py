@@ -7,7 +7,7 @@ from typing import Any
 
 from moesim.backends.calibration.fitting import Check
 from moesim.hardware_profiles.writing import write_machine, write_runtime
-from moesim.simulator.results import write_text
+from moesim.simulator.results.rows import write_text
 from moesim.simulator.tables import print_table
 
 __all__ = ["print_checks", "write_json", "write_machine", "write_runtime"]

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.simulator.foresight import uses_by_request
+from moesim.simulator.workload.foresight import uses_by_request
 from moesim.traces import RoutingTrace, TraceError
 
 # R requests (prompts), L MoE layers, E experts of a layer, K chosen, D width.

@@ -19,7 +19,7 @@ from moesim.backends.recorder import Origin, Request, Sampling, record
 from moesim.backends.reference.architecture import make_model, use_dense_experts
 from moesim.backends.reference.report import RECALL, SCRATCH, WEIGHTS
 from moesim.backends.reference.train import read_model
-from moesim.simulator.results import write_text
+from moesim.simulator.results.rows import write_text
 from moesim.traces import RoutingTrace, samples
 from moesim.traces.recall import LOOK_AHEAD, look_ahead_recall, popular_recall, table_recall
 from moesim.traces.store import read

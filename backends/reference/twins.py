@@ -38,7 +38,7 @@ from moesim.backends.reference.learning import Trainer, steps_per_second
 from moesim.backends.reference.prompts import choose_prompts
 from moesim.backends.reference.texts import SEED, Split, check_learned, pack_rows, read_split
 from moesim.backends.reference.train import learn, make_rows, provenance, say, write_model
-from moesim.simulator.results import write_text
+from moesim.simulator.results.rows import write_text
 from moesim.traces import write
 from moesim.traces.statistics import describe
 from moesim.traces.store import read

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from moesim.simulator.engine_log import EngineLog
-    from moesim.simulator.log_fit import LogFit
+    from moesim.simulator.fitting.engine_log import EngineLog
+    from moesim.simulator.fitting.log_fit import LogFit
     from moesim.simulator.run_spec import RunSpec
 
 
@@ -61,9 +61,9 @@ def calibrate_from_log(
 ) -> None:
     """Fit the first half of a log, predict the second, write both profiles, print the errors."""
     from moesim.hardware_profiles.writing import write_machine, write_runtime
-    from moesim.simulator.engine_log import parse_columns, read_log
-    from moesim.simulator.log_fit import fit_log
-    from moesim.simulator.results import write_text
+    from moesim.simulator.fitting.engine_log import parse_columns, read_log
+    from moesim.simulator.fitting.log_fit import fit_log
+    from moesim.simulator.results.rows import write_text
 
     read = read_log(log, parse_columns(columns) if columns else None)
     found = fit_log(run_of(trace, engine), read)

@@ -8,7 +8,7 @@ import typer
 from moesim.simulator.commands.options import Dark, FirstRequests, Mapping, Quiet, Trace
 
 if TYPE_CHECKING:
-    from moesim.simulator.frontier import Frontier
+    from moesim.simulator.frontier.curves import Frontier
 
 TENTHS = 10
 
@@ -43,13 +43,13 @@ def frontier(
 
     moesim frontier TRACE --cache lru --cache belady --plot out.png -o out.csv
     """
-    from moesim.simulator import frontier as curves
     from moesim.simulator.commands.outputs import check_targets
+    from moesim.simulator.frontier import curves
     from moesim.traces import load, parse_mapping
 
     check_targets(output, plot)
     if plot is not None:
-        from moesim.simulator.plots import check_suffix
+        from moesim.simulator.results.plots import check_suffix
 
         check_suffix(plot)
     recorded = load(trace, mapping=parse_mapping(mapping) if mapping else None)
@@ -63,7 +63,7 @@ def frontier(
     if output is not None:
         curves.write_csv(result, output)
     if plot is not None:
-        from moesim.simulator.frontier_plot import plot_frontier
+        from moesim.simulator.frontier.plot import plot_frontier
 
         plot_frontier(result, title, plot, dark=dark)
     if not quiet:
@@ -71,7 +71,7 @@ def frontier(
 
 
 def _print(result: "Frontier", title: str) -> None:
-    from moesim.simulator.frontier import useful_region
+    from moesim.simulator.frontier.curves import useful_region
     from moesim.simulator.tables import console, print_table
 
     total = result.layers * result.experts

@@ -25,7 +25,7 @@ from moesim.simulator.commands.options import (
 
 if TYPE_CHECKING:
     from moesim.simulator.planning import Candidate
-    from moesim.simulator.sweep_file import RunOptions
+    from moesim.simulator.sweeps.file import RunOptions
 
 OBJECTIVE = "What is asked for (at least one)"
 CAPACITY = "Or what fits, on every machine"
@@ -125,7 +125,7 @@ def plan(
     """
     from moesim.simulator.planning import search
     from moesim.simulator.progress import progress
-    from moesim.simulator.sweep_file import RunOptions
+    from moesim.simulator.sweeps.file import RunOptions
     from moesim.simulator.tables import console
 
     _check_uses(

@@ -51,7 +51,7 @@ from moesim.simulator.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from moesim.simulator.run_result import RunResult
+    from moesim.simulator.results.run_result import RunResult
     from moesim.simulator.run_spec import RunSpec
 
 
@@ -110,7 +110,7 @@ def simulate(
     from moesim.simulator.errors import InputError
     from moesim.simulator.progress import progress
     from moesim.simulator.runs import prepare
-    from moesim.simulator.sweep_file import RunOptions
+    from moesim.simulator.sweeps.file import RunOptions
 
     _check_outputs(json_out, csv_out, timeline, plot)
     spec = RunOptions(
@@ -158,7 +158,7 @@ def simulate(
         result = prepared.replay(on_step=on_step, keep_spans=timeline is not None)
     _write(result, spec, json_out, csv_out, timeline, plot, dark=dark)
     if not quiet and json_out != "-":
-        from moesim.simulator.report import print_result
+        from moesim.simulator.results.report import print_result
 
         print_result(result)
 
@@ -172,11 +172,11 @@ def _check_outputs(
     json_path = Path(json_out) if json_out not in (None, "-") else None
     check_targets(json_path, csv_out, timeline, plot)
     if csv_out is not None:
-        from moesim.simulator.results import check_csv
+        from moesim.simulator.results.rows import check_csv
 
         check_csv(csv_out)
     if plot is not None:
-        from moesim.simulator.plots import check_suffix
+        from moesim.simulator.results.plots import check_suffix
 
         check_suffix(plot)
 
@@ -191,14 +191,14 @@ def _write(
     *,
     dark: bool,
 ) -> None:
-    from moesim.simulator import results
+    from moesim.simulator.results import rows as results
 
     if timeline is not None:
-        from moesim.simulator.timeline import write_timeline
+        from moesim.simulator.results.timeline import write_timeline
 
         write_timeline(timeline, result.spans or [], experts=spec.trace.experts)
     if plot is not None:
-        from moesim.simulator.plots import plot_run
+        from moesim.simulator.results.plots import plot_run
 
         plot_run(result, plot, dark=dark)
     if json_out == "-":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from moesim.simulator.sweep_file import RunOptions
+    from moesim.simulator.sweeps.file import RunOptions
 
 
 def sweep(
@@ -54,9 +54,9 @@ def sweep(
     from moesim.simulator.commands.outputs import check_targets
     from moesim.simulator.errors import InputError
     from moesim.simulator.progress import progress
-    from moesim.simulator.sweep import dask_cluster, local_processes, run_sweep
-    from moesim.simulator.sweep_file import read_sweep
-    from moesim.simulator.sweep_slurm import SlurmOptions, slurm_jobs
+    from moesim.simulator.sweeps.file import read_sweep
+    from moesim.simulator.sweeps.slurm import SlurmOptions, slurm_jobs
+    from moesim.simulator.sweeps.sweep import dask_cluster, local_processes, run_sweep
 
     places = {"--jobs": jobs, "--dask": dask, "--slurm": slurm}
     given = [f"{name} {value}" for name, value in places.items() if value is not None]
@@ -92,7 +92,7 @@ def sweep(
 def _list(runs: "list[RunOptions]", out: Path) -> None:
     import csv
 
-    from moesim.simulator.sweep import plan_sweep
+    from moesim.simulator.sweeps.sweep import plan_sweep
     from moesim.simulator.tables import print_table
 
     done = set()

@@ -13,12 +13,12 @@ from typing import Any
 
 from moesim.simulator.choices import tokens_of
 from moesim.simulator.costs import CostModel
+from moesim.simulator.engines.hands import Hands, copy_times
+from moesim.simulator.engines.machine import Server
 from moesim.simulator.gpus.machine import Gpus
 from moesim.simulator.gpus.plan import GpuPlan
 from moesim.simulator.gpus.shared_links import Limit, SharedEngine, SharedLinks
-from moesim.simulator.hands import Hands, copy_times
 from moesim.simulator.ledger import GpuTimings, Timings
-from moesim.simulator.machine import Server
 from moesim.simulator.messages import Copy, LayerRouted, Move, Run
 from moesim.simulator.terms import Device
 

@@ -6,8 +6,8 @@ since it is fed by their results.
 
 from typing import cast
 
+from moesim.simulator.control.layer_event import LayerEvents
 from moesim.simulator.gpus.residency import GpusResidency
-from moesim.simulator.layer_event import LayerEvents
 from moesim.simulator.policies.base import Demand, Group
 from moesim.simulator.terms import Device
 

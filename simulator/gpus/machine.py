@@ -8,8 +8,8 @@ sees what has happened by then, and no copy's share is settled past the time at 
 
 from collections.abc import Sequence
 
+from moesim.simulator.engines.machine import Ends, Gpu, Server, settle_all
 from moesim.simulator.gpus.shared_links import SharedLinks
-from moesim.simulator.machine import Ends, Gpu, Server, settle_all
 
 
 class Gpus:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.simulator.errors import CapabilityError, InputError, UnknownNameError
-from moesim.simulator.foresight import CHUNK_ROWS, popularity
+from moesim.simulator.workload.foresight import CHUNK_ROWS, popularity
 from moesim.traces import RoutingTrace
 
 PLACEMENTS = ("round_robin", "by_load", "by_layer", "by_coactivation")

@@ -8,9 +8,9 @@ Policies choose victims among what one GPU's pool offers and need not know of th
 from collections.abc import Iterator, Mapping, Sequence
 
 from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator.control.residency import Evictable, Pool, Residency
 from moesim.simulator.errors import BudgetError
 from moesim.simulator.policies.base import RunInfo
-from moesim.simulator.residency import Evictable, Pool, Residency
 from moesim.simulator.terms import Place
 
 

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator.control.residency import Residency
 from moesim.simulator.gpus.plan import GpuPlan
 from moesim.simulator.ledger import Timings
-from moesim.simulator.residency import Residency
 
 FIELDS: Mapping[str, str] = {
     "gpus": "GPUs of the host that serve; of several, times are those of the busiest GPU and link",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from moesim.simulator.machine import FOREVER, Ends, Server, Span, certain_begin_ns
+from moesim.simulator.engines.machine import FOREVER, Ends, Server, Span, certain_begin_ns
 
 _SECOND_NS = 10**9
 

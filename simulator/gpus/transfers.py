@@ -1,12 +1,12 @@
 """The copies under way to several GPUs: every link has a queue and a window of its own."""
 
+from moesim.simulator.control.prefetch_queue import PrefetchQueue
+from moesim.simulator.control.residency import Pool
+from moesim.simulator.control.transfers import Outbox, Transfers
 from moesim.simulator.gpus.residency import GpusResidency
 from moesim.simulator.ledger import Counts
 from moesim.simulator.policies.base import CachePolicy, View
-from moesim.simulator.prefetch_queue import PrefetchQueue
-from moesim.simulator.residency import Pool
 from moesim.simulator.terms import Cause
-from moesim.simulator.transfers import Outbox, Transfers
 
 
 class GpusTransfers(Transfers):

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.simulator.foresight import popularity, uses_by_request
 from moesim.simulator.policies.base import RunInfo, View
 from moesim.simulator.policies.mixture import fit
 from moesim.simulator.policies.prompt_uses import served_by
+from moesim.simulator.workload.foresight import popularity, uses_by_request
 
 # L MoE layers, E experts of a layer, R requests.
 Floats = NDArray[np.float64]

@@ -24,14 +24,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.simulator.bounds import Actions, Bounds, BytesKind
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demand_table import DemandTable, Together, demands_in
-from moesim.simulator.demands import Rows, Step
-from moesim.simulator.floors import Link, StepFloors
-from moesim.simulator.must_move import Uses, must_move_bytes
-from moesim.simulator.recorded_steps import Ints
+from moesim.simulator.limits.bounds import Actions, Bounds, BytesKind
+from moesim.simulator.limits.floors import Link, StepFloors
+from moesim.simulator.limits.must_move import Uses, must_move_bytes
 from moesim.simulator.terms import Phase
+from moesim.simulator.workload.demand_table import DemandTable, Together, demands_in
+from moesim.simulator.workload.demands import Rows, Step
+from moesim.simulator.workload.recorded_steps import Ints
 from moesim.traces import RoutingTrace
 
 __all__ = ["GIVEN", "Formed", "served_bounds"]

@@ -5,10 +5,10 @@ What a server of requests executed is replayed this way: the schedule policy for
 
 from collections.abc import Sequence
 
-from moesim.simulator.demands import Open, Workload
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.serving.arrivals import Arrivals, OpenLoop
 from moesim.simulator.serving.workload import ServedTurns
+from moesim.simulator.workload.demands import Open, Workload
 from moesim.traces import RoutingTrace
 
 __all__ = ["RecordedRequests"]

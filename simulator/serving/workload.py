@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from moesim.simulator.demands import Open, Step, StepRows, Workload
 from moesim.simulator.messages import FormStep
 from moesim.simulator.serving.arrivals import Arrivals
 from moesim.simulator.serving.limits import Formed
 from moesim.simulator.serving.stream import RequestStream
 from moesim.simulator.terms import Phase
+from moesim.simulator.workload.demands import Open, Step, StepRows, Workload
 from moesim.traces import RoutingTrace
 
 __all__ = ["ServedWorkload"]

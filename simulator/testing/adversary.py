@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from moesim.simulator.controller import Controller
-from moesim.simulator.demands import Step, Workload
 from moesim.simulator.errors import PolicyError
 from moesim.simulator.messages import (
     Answered,
@@ -36,6 +35,7 @@ from moesim.simulator.messages import (
 )
 from moesim.simulator.terms import Tier
 from moesim.simulator.testing.witness import Witness
+from moesim.simulator.workload.demands import Step, Workload
 
 Choose = Callable[[int], int]
 """Picks one of n things: returns a number in [0, n)."""

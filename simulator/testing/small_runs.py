@@ -8,11 +8,11 @@ from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
 from moesim.simulator import registry
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
+from moesim.simulator.engines.host import Host
 from moesim.simulator.errors import InputError
 from moesim.simulator.gpus.placement import COUNTED, PLACEMENTS
 from moesim.simulator.gpus.plan import Dividing
-from moesim.simulator.host import Host
 from moesim.simulator.memory import MemoryPlan, MemorySpec
 from moesim.simulator.messages import Command, Copy, LayerDone, Reroute, Run
 from moesim.simulator.models.cost_shape import CostShape

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from moesim.simulator.control.residency import Residency
 from moesim.simulator.controller import Controller
 from moesim.simulator.messages import (
     Answered,
@@ -33,7 +34,6 @@ from moesim.simulator.messages import (
     Wait,
     WakeAt,
 )
-from moesim.simulator.residency import Residency
 from moesim.simulator.terms import Cause, Place, Tier
 from moesim.simulator.testing.tier_witness import TierWitness
 

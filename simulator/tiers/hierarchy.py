@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from moesim.simulator.control.residency import Pool
+from moesim.simulator.control.transfers import Outbox
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import Copy
 from moesim.simulator.policies.base import View
-from moesim.simulator.residency import Pool
 from moesim.simulator.terms import ALL, NVME, RAM, Cause, Place
 from moesim.simulator.tiers.shelf import Shelf
-from moesim.simulator.transfers import Outbox
 
 
 class Shelves(NamedTuple):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from moesim.hardware_profiles.units import format_bytes
+from moesim.simulator.control.residency import Pool, WholeResidency
 from moesim.simulator.errors import BudgetError, CapabilityError, PolicyError
 from moesim.simulator.policies.base import CachePolicy, RunInfo, View, overrides
 from moesim.simulator.policies.guards import CacheGuard
-from moesim.simulator.residency import Pool, WholeResidency
 from moesim.simulator.terms import Cause, Place, Verdict
 
 _NOT_ASKED = ("partition", "repartition", "rebalance", "asks")

@@ -9,13 +9,13 @@ own, and handed over for VRAM once it is there.
 
 from collections.abc import Iterable, Sequence
 
+from moesim.simulator.control.prefetch_queue import PrefetchQueue
+from moesim.simulator.control.residency import Pool, Residency
+from moesim.simulator.control.transfers import Outbox, Transfers
 from moesim.simulator.ledger import Counts
 from moesim.simulator.policies.base import CachePolicy, View
-from moesim.simulator.prefetch_queue import PrefetchQueue
-from moesim.simulator.residency import Pool, Residency
 from moesim.simulator.terms import Cause, Place
 from moesim.simulator.tiers.hierarchy import Shelves, Tiers
-from moesim.simulator.transfers import Outbox, Transfers
 
 
 class TieredOutbox(Outbox):

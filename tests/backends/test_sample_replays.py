@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from moesim.simulator import registry
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.registry import Axis
 from moesim.simulator.run_spec import GRANTS
 from moesim.simulator.testing import sample_spec, small_run

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.ledger import Counts
 from moesim.simulator.testing import small_run
 from moesim.traces import RoutingTrace

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from moesim.simulator.demands import Workload
 from moesim.simulator.errors import BudgetError
 from moesim.simulator.ledger import Counts
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, load
 
 Replay = Callable[..., Counts]

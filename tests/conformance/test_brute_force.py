@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import SCORES, copies, fewest_copies
 
-from moesim.simulator.demands import Workload
 from moesim.simulator.messages import Copy
 from moesim.simulator.testing import counted, logged, small_run, trace_of
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, synthetic
 
 

@@ -107,7 +107,9 @@ def test_the_compiled_counter_misses_exactly_as_often_over_millions(
     streams: ModuleType, reference: dict[str, Any], rows: Rows, stream: str, algorithm: str
 ) -> None:
     """The loops under numba, which are a derivation of their own, agree to the last miss too."""
-    counting = pytest.importorskip("moesim.simulator.compiled.counting", reason="needs numba")
+    counting = pytest.importorskip(
+        "moesim.simulator.engines.compiled.counting", reason="needs numba"
+    )
 
     def replay(trace: RoutingTrace, cache: str, **options: Any) -> Any:
         return counting.count(small_run(trace, cache=cache, **options))

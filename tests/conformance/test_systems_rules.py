@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from moesim.simulator import registry, systems
+from moesim.simulator.control.residency import WholeResidency
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.policies.base import Demand, RunInfo, View
-from moesim.simulator.residency import WholeResidency
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import prepare
 from moesim.simulator.terms import Phase

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from strategies import orders, shapes, traces
 
 from moesim.simulator import registry
-from moesim.simulator.residency import Pool
+from moesim.simulator.control.residency import Pool
 from moesim.simulator.terms import Place
 from moesim.simulator.testing import (
     SPLIT_AT_RANDOM,

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import orders, shapes, traces, with_fault
 
+from moesim.simulator.control.residency import Evictable, WholeResidency
 from moesim.simulator.errors import PolicyError
 from moesim.simulator.messages import (
     Command,
@@ -26,7 +27,6 @@ from moesim.simulator.policies.base import (
 from moesim.simulator.policies.base import (
     Evictable as Offered,
 )
-from moesim.simulator.residency import Evictable, WholeResidency
 from moesim.simulator.terms import Phase, Verdict
 from moesim.simulator.testing import (
     KEEP_AT_RANDOM,

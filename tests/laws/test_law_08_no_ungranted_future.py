@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from moesim.simulator import registry
-from moesim.simulator.demands import Workload
 from moesim.simulator.errors import PolicyError
 from moesim.simulator.messages import Command, FormStep, StepBegan
 from moesim.simulator.policies.base import CachePolicy, View
@@ -23,6 +22,7 @@ from moesim.simulator.testing import (
     small_run,
     tiny_trace,
 )
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, SignalSpec
 
 EVERY_POLICY = [(axis, name) for axis in registry.AXES for name in registry.names(axis)]

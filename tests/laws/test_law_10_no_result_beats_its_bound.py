@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import shapes, traces
 
 from moesim.simulator import registry
-from moesim.simulator.bounds import Actions, bounds
+from moesim.simulator.limits.bounds import Actions, bounds
 from moesim.simulator.registry import Axis
 from moesim.simulator.runs import Prepared
 from moesim.simulator.testing import (

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.simulator.bounds import Actions, bounds
+from moesim.simulator.limits.bounds import Actions, bounds
 from moesim.simulator.runs import Prepared
 from moesim.simulator.serving.limits import GIVEN, Formed, served_bounds
 from moesim.simulator.serving.spec import Serving

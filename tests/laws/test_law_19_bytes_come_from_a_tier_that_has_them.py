@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from strategies import orders, shapes, traces, with_fault
 
 from moesim.simulator import registry
+from moesim.simulator.control.residency import Pool
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.messages import Command, Copy, Run
 from moesim.simulator.registry import parse
-from moesim.simulator.residency import Pool
 from moesim.simulator.terms import CPU, NVME, RAM, Cause
 from moesim.simulator.testing import (
     KEEP_AT_RANDOM,

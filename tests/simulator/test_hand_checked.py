@@ -21,13 +21,13 @@ import pytest
 
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.host import Host
+from moesim.simulator.engines.host import Host
 from moesim.simulator.ledger import check
 from moesim.simulator.messages import Copy, Run
 from moesim.simulator.policies.base import RunInfo
 from moesim.simulator.registry import parse
 from moesim.simulator.runs import ENGINES
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, TraceHeader
 
 # T tokens, L MoE layers, K chosen.

@@ -12,8 +12,7 @@ import pytest
 from moesim.hardware_profiles import load
 from moesim.simulator import messages
 from moesim.simulator.costs import CopyKind, CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.engines.simpy import SimpyEngine
 from moesim.simulator.errors import BudgetError, CapabilityError, MoesimError, ProtocolError
 from moesim.simulator.messages import (
     Answered,
@@ -43,6 +42,7 @@ from moesim.simulator.messages import (
 )
 from moesim.simulator.terms import CPU, GPU, NVME, RAM, Cause, Place, Tier
 from moesim.simulator.testing import small_run, tiny_trace
+from moesim.simulator.workload.demands import Workload
 
 SLOT = Place(Tier.VRAM, 0, 0, 0, 0)
 OTHER_SLOT = Place(Tier.VRAM, 0, 0, 1, 1_000_000)

@@ -7,7 +7,7 @@ import pytest
 from moesim.simulator.errors import InputError, MoesimError
 from moesim.simulator.planning import Candidate, in_order_of_cost, search
 from moesim.simulator.runs import prepare
-from moesim.simulator.sweep_file import RunOptions
+from moesim.simulator.sweeps.file import RunOptions
 from moesim.traces import synthetic, write
 
 MACHINES = ("rtx4060-laptop", "h100-sxm")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from moesim.simulator import long_traces
-from moesim.simulator.digest import Digest
 from moesim.simulator.memory import MemorySpec
+from moesim.simulator.results.digest import Digest
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import prepare
 from moesim.traces import RoutingTrace, load, synthetic

@@ -6,7 +6,7 @@ import pytest
 
 from moesim.hardware_profiles import load_runtime
 from moesim.simulator import registry, systems
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.simulator.testing import small_run, tiny_trace
 

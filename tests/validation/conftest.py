@@ -12,8 +12,8 @@ import pytest
 from moesim.backends.controllers import Deciding
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.engines.simpy import SimpyEngine
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, TraceHeader, write
 from moesim.traces.assemble import RequestRows, assemble
 from moesim.validation.cells import choose_system, make_cell

@@ -15,8 +15,8 @@ from moesim.backends.calibration.decisions import Replay
 from moesim.backends.suiting import suited
 from moesim.backends.told import ToldSignals
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
-from moesim.simulator.demands import Workload
 from moesim.simulator.messages import FormStep
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, SignalSpec, load, samples
 from moesim.validation.beside import Calibration
 from moesim.validation.cells import choose_system

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from moesim.simulator.commands.from_log import run_of
-from moesim.simulator.engine_log import read_log
-from moesim.simulator.log_fit import fit_log
+from moesim.simulator.fitting.engine_log import read_log
+from moesim.simulator.fitting.log_fit import fit_log
 from moesim.simulator.run_spec import RunSpec
 from moesim.simulator.runs import prepare
 from moesim.validation import phone

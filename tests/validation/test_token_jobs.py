@@ -1,6 +1,6 @@
 """Jobs of one token, predicted and executed, by kind."""
 
-from moesim.simulator.timeline import TRACKS
+from moesim.simulator.results.timeline import TRACKS
 from moesim.validation.evidence import Job
 from moesim.validation.token_jobs import Kind, compare_jobs
 

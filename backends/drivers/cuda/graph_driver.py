@@ -21,8 +21,8 @@ from moesim.backends.layouts import ExpertLayout
 from moesim.backends.models import Model
 from moesim.backends.row_layouts import RowLayout
 from moesim.backends.store import Layout
+from moesim.simulator.control.splits.residency import BOTTOM, TOP
 from moesim.simulator.messages import Failed, Run
-from moesim.simulator.splits.residency import BOTTOM, TOP
 
 
 class GraphDriver(CudaDriver):

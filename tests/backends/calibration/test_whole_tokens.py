@@ -12,8 +12,8 @@ from moesim.backends.calibration.whole_tokens import Lengths, Session, made_rout
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_clock import ClockEngine
+from moesim.simulator.engines.clock import ClockEngine
+from moesim.simulator.workload.demands import Workload
 
 LENGTHS = Lengths(prompt=8, short=2, decode=6, skipped=2)
 

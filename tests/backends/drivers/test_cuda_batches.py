@@ -20,7 +20,7 @@ from moesim.backends.execution import Keep, execute  # noqa: E402
 from moesim.backends.generation import Request, Sampling  # noqa: E402
 from moesim.backends.store import ExpertStore  # noqa: E402
 from moesim.backends.testing import first_difference, resident_logits  # noqa: E402
-from moesim.simulator.engine_counts import count  # noqa: E402
+from moesim.simulator.engines.counts import count  # noqa: E402
 from moesim.simulator.serving.arrivals import OpenLoop  # noqa: E402
 from moesim.simulator.serving.recorded import RecordedRequests  # noqa: E402
 

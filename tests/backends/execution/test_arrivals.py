@@ -12,14 +12,14 @@ from moesim.backends.arriving import Arriving, arriving  # noqa: E402 - after th
 from moesim.backends.generation import Request, Sampling  # noqa: E402
 from moesim.backends.testing import first_difference  # noqa: E402
 from moesim.simulator.costs import CostModel  # noqa: E402
-from moesim.simulator.engine_clock import ClockEngine  # noqa: E402
+from moesim.simulator.engines.clock import ClockEngine  # noqa: E402
 from moesim.simulator.errors import BudgetError, CapabilityError, InputError  # noqa: E402
 from moesim.simulator.messages import (  # noqa: E402
     RequestArrived,
     RequestEnded,
     StepEnded,
 )
-from moesim.simulator.request_times import FIELDS, request_fields  # noqa: E402
+from moesim.simulator.results.request_times import FIELDS, request_fields  # noqa: E402
 from moesim.simulator.serving.spec import Serving, parse_slo  # noqa: E402
 from moesim.simulator.serving.workload import ServedWorkload  # noqa: E402
 from moesim.simulator.testing import tiny_trace  # noqa: E402

@@ -16,8 +16,8 @@ from moesim.backends.packed import check_packable  # noqa: E402
 from moesim.backends.store import ExpertStore  # noqa: E402
 from moesim.backends.testing import first_difference, resident_logits, tiny_model  # noqa: E402
 from moesim.simulator.costs import CostModel  # noqa: E402
-from moesim.simulator.engine_counts import count  # noqa: E402
-from moesim.simulator.engine_simpy import SimpyEngine  # noqa: E402
+from moesim.simulator.engines.counts import count  # noqa: E402
+from moesim.simulator.engines.simpy import SimpyEngine  # noqa: E402
 from moesim.simulator.errors import CapabilityError  # noqa: E402
 from moesim.simulator.messages import FormStep, StepBegan  # noqa: E402
 from moesim.simulator.serving.arrivals import OpenLoop, Users  # noqa: E402

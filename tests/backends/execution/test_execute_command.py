@@ -10,10 +10,10 @@ import typer
 from typer.testing import CliRunner
 
 from moesim.backends.execute_command import execute
-from moesim.simulator import request_times
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.results import request_times
 from moesim.simulator.runs import prepare
-from moesim.simulator.sweep_file import RunOptions
+from moesim.simulator.sweeps.file import RunOptions
 from moesim.traces import load
 
 app = typer.Typer()

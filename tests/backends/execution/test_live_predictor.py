@@ -14,9 +14,9 @@ from moesim.backends.predictors.light import fit_light  # noqa: E402
 from moesim.backends.predictors.sequence import Size  # noqa: E402
 from moesim.backends.predictors.uses import prompts_of  # noqa: E402
 from moesim.backends.testing import first_difference  # noqa: E402
-from moesim.simulator.demands import Workload  # noqa: E402
-from moesim.simulator.engine_counts import count  # noqa: E402
+from moesim.simulator.engines.counts import count  # noqa: E402
 from moesim.simulator.messages import Answered  # noqa: E402
+from moesim.simulator.workload.demands import Workload  # noqa: E402
 
 SLOTS = 3 * 3 + 2
 """Three of eight experts of three layers, and two that pass through."""

@@ -25,7 +25,7 @@ from moesim.backends.drivers.threads import ThreadsDriver  # noqa: E402
 from moesim.backends.forcing import requests_of  # noqa: E402
 from moesim.backends.generation import Request  # noqa: E402
 from moesim.backends.testing import first_difference  # noqa: E402
-from moesim.simulator.engine_counts import count  # noqa: E402
+from moesim.simulator.engines.counts import count  # noqa: E402
 from moesim.simulator.errors import CapabilityError, OutOfMemoryError  # noqa: E402
 from moesim.simulator.serving.arrivals import OpenLoop  # noqa: E402
 from moesim.simulator.serving.recorded import RecordedRequests  # noqa: E402

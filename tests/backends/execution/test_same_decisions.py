@@ -14,11 +14,11 @@ from moesim.backends.recorder import Origin, record
 from moesim.backends.testing import first_difference
 from moesim.simulator import systems
 from moesim.simulator.costs import CostModel
-from moesim.simulator.demands import Workload
-from moesim.simulator.engine_counts import count
-from moesim.simulator.engine_simpy import SimpyEngine
+from moesim.simulator.engines.counts import count
+from moesim.simulator.engines.simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError
-from moesim.simulator.foresight import RecordedFuture
+from moesim.simulator.workload.demands import Workload
+from moesim.simulator.workload.foresight import RecordedFuture
 
 TIMING_FREE = {
     "lru": "lru none resident_first",

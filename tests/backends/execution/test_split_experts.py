@@ -19,11 +19,11 @@ from moesim.backends.store import ExpertStore  # noqa: E402
 from moesim.backends.testing import first_difference, resident_logits  # noqa: E402
 from moesim.simulator import systems  # noqa: E402
 from moesim.simulator.costs import CostModel  # noqa: E402
-from moesim.simulator.demands import Workload  # noqa: E402
-from moesim.simulator.engine_counts import count  # noqa: E402
+from moesim.simulator.engines.counts import count  # noqa: E402
 from moesim.simulator.errors import CapabilityError  # noqa: E402
 from moesim.simulator.messages import Copy  # noqa: E402
 from moesim.simulator.terms import Cause  # noqa: E402
+from moesim.simulator.workload.demands import Workload  # noqa: E402
 
 FAMILIES = ("Mixtral", "Qwen3Moe", "Olmoe", "DeepseekV2", "Phimoe", "DeepseekV3")
 PROMPTS = ((5, 9, 200, 17, 33, 4), (7, 8, 9, 10), (250, 3, 3))

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from moesim.backends.predictors.commands import train_predictor
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.errors import InputError
 from moesim.simulator.testing import small_run
 from moesim.traces import RoutingTrace, load, synthetic, write

@@ -9,7 +9,7 @@ from moesim.backends.predictors.correlation import correlation
 from moesim.backends.predictors.rules import perfect, perfect_for
 from moesim.backends.predictors.signals import told_by, with_uses
 from moesim.backends.predictors.uses import Prompts, in_order, prompts_of, served
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.testing import small_run
 from moesim.traces import RoutingTrace, load
 

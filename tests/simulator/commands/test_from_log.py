@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moesim.simulator.commands.from_log import Engine, run_of
-from moesim.simulator.log_fit import decode_bytes
+from moesim.simulator.fitting.log_fit import decode_bytes
 from moesim.simulator.runs import prepare
 from moesim.traces import synthetic, write
 

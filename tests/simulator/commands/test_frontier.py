@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moesim.simulator.frontier import COLUMNS
+from moesim.simulator.frontier.curves import COLUMNS
 
 
 def test_it_prints_every_tenth_the_cliff_and_the_useful_region(cli, sample: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moesim.simulator.results import FIELDS
+from moesim.simulator.results.rows import FIELDS
 
 TIGHT = ("--slots", "25%")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moesim.simulator.commands.simulate import simulate
-from moesim.simulator.sweep_file import RunOptions
+from moesim.simulator.sweeps.file import RunOptions
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.simulator import registry
-from moesim.simulator.engine_compiled import replay_compiled
+from moesim.simulator.engines.compiled.engine import replay_compiled
 from moesim.simulator.errors import BudgetError, CapabilityError, InputError
 from moesim.simulator.gpus import hands
 from moesim.simulator.gpus.placement import PLACEMENTS

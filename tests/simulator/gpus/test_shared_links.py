@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesim.simulator.engines.machine import Ends, Server, Span
 from moesim.simulator.gpus.shared_links import Limit, SharedEngine, SharedLinks, fair_rates
-from moesim.simulator.machine import Ends, Server, Span
 
 GB_PER_S = 10**9
 MB = 10**6

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moesim.simulator.control.residency import WholeResidency
 from moesim.simulator.policies.base import Demand, RunInfo, View
-from moesim.simulator.residency import WholeResidency
 from moesim.simulator.terms import Phase
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from moesim.simulator import registry
+from moesim.simulator.control.residency import WholeResidency
 from moesim.simulator.errors import InputError, PolicyError
 from moesim.simulator.policies.base import Request, RunInfo, SchedulePolicy, Turn, View
 from moesim.simulator.policies.batching import Batching
 from moesim.simulator.policies.schedule.task_aware import TaskAware, mean_answers
-from moesim.simulator.residency import WholeResidency
 from moesim.simulator.serving.spec import Serving
 from moesim.simulator.terms import Slo
 from moesim.simulator.testing import engine, small_run, tiny_trace

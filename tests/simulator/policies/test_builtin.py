@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from moesim.simulator import registry
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.errors import InputError, UnknownNameError
 from moesim.simulator.ledger import Counts
 from moesim.simulator.registry import Axis

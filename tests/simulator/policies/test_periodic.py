@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.counts import count
 from moesim.simulator.errors import BudgetError, CapabilityError, InputError, PolicyError
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import Command, Copy

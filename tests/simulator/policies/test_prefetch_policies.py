@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from moesim.simulator import registry
-from moesim.simulator.foresight import RecordedFuture
 from moesim.simulator.policies.base import (
     Demand,
     PrefetchPolicy,
@@ -19,6 +18,7 @@ from moesim.simulator.policies.base import (
 from moesim.simulator.policies.prefetch.byte_budget import ByteBudget
 from moesim.simulator.terms import Phase
 from moesim.simulator.testing import counted, small_run, trace_of
+from moesim.simulator.workload.foresight import RecordedFuture
 from moesim.traces import RoutingTrace
 
 MakeRun = Callable[..., RunInfo]

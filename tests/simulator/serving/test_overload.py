@@ -6,7 +6,7 @@ import pytest
 
 from moesim.simulator.errors import InputError
 from moesim.simulator.ledger import Timings
-from moesim.simulator.report import print_result
+from moesim.simulator.results.report import print_result
 from moesim.simulator.runs import Prepared
 from moesim.simulator.serving.spec import Serving, parse_slo
 from moesim.simulator.testing import engine, small_run, tiny_trace

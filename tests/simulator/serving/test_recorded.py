@@ -9,8 +9,8 @@ from moesim.simulator import registry
 from moesim.simulator.assembly import assemble
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
-from moesim.simulator.engine_clock import ClockEngine
-from moesim.simulator.engine_counts import count
+from moesim.simulator.engines.clock import ClockEngine
+from moesim.simulator.engines.counts import count
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.messages import FormStep
 from moesim.simulator.serving.recorded import RecordedRequests

@@ -1,0 +1,1 @@
+"""The hit rate of every cache size at once."""

@@ -1,0 +1,1 @@
+"""What no policy can beat, and what parts a run from it."""
