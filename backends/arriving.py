@@ -27,7 +27,7 @@ from moesim.simulator.serving.spec import Serving
 from moesim.simulator.serving.stream import RequestStream, stream
 from moesim.traces import RoutingTrace
 
-__all__ = ["Arriving", "arriving", "serving_of"]
+__all__ = ["Arriving", "arriving", "serving_of", "terms_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,31 @@ def arriving(
         requests = [asked[first] for first in found.drawing.first_R]
     check_waiting(serving, found)
     lengths = [(len(each.prompt), each.new_tokens(sampling)) for each in requests]
-    shape = KvShape(kv_bytes_per_token, 0, None)
     batch, _ = batching_of(registry.parse("schedule", policies["schedule"]))
+    terms = terms_for(serving, lengths, batch, kv_bytes_per_token, kv)
+    return Arriving(found, requests, routes, terms)
+
+
+def terms_for(
+    serving: Serving,
+    lengths: Sequence[tuple[int, int]],
+    batch: int,
+    kv_bytes_per_token: int,
+    kv: str | None = None,
+) -> Terms:
+    """Return on which terms requests are served.
+
+    Args:
+        serving: What the user said.
+        lengths: Prompt and answer of each, in tokens.
+        batch: The most that run together.
+        kv_bytes_per_token: What a position takes, over all layers.
+        kv: Room for KV caches; by default what the largest requests take together.
+
+    Raises:
+        BudgetError: Nobody could be served.
+    """
+    shape = KvShape(kv_bytes_per_token, 0, None)
     sizes = sorted((shape.size_bytes(prompt + new - 1) for prompt, new in lengths), reverse=True)
     room = KvRoom(shape, sum(sizes[:batch]) if kv is None else _parse(kv), serving.reserve)
     terms = Terms(room, serving.most_waiting, serving.slo)
@@ -133,7 +156,7 @@ def arriving(
             f"--kv {kv}: the KV cache of the smallest request takes {format_bytes(sizes[-1])}; "
             "give more, or nobody is served"
         )
-    return Arriving(found, requests, routes, terms)
+    return terms
 
 
 def _sequences(texts: Sequence[Request], sampling: Sampling) -> Sequences:

@@ -11,12 +11,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.backends.means import copy_offset, fixed_offset, run_offsets
+from moesim.backends.means import H2D, PEER_OUT, Way, fixed_offset, run_offsets, way_of
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.ledger import Timings
@@ -105,6 +105,7 @@ class RealDriver(ABC, Generic[Work]):
         form: The step that the controller wants served next, or None.
         wakes_ns: When whoever waits must look again at the latest, or None.
         spans: Every job, where the driver was asked to note them.
+        lent: What lies in another GPU that lends memory, if one does.
     """
 
     name: ClassVar[str]
@@ -116,6 +117,7 @@ class RealDriver(ABC, Generic[Work]):
         self.form: FormStep | None = None
         self.wakes_ns: int | None = None
         self.spans: list[Span] | None = None
+        self.lent = None if controller.shelves is None else controller.shelves.peer
         self._controller = controller
         self._origin_ns = time.perf_counter_ns()
         # Where each part of an expert lies, or will when its copy ends; see `_unit`.
@@ -162,6 +164,14 @@ class RealDriver(ABC, Generic[Work]):
     @abstractmethod
     def start_copy(self, command: Copy, offset_bytes: int) -> None:
         """Hand a copy over: it begins when the runs it names and the copies before it ended."""
+
+    def place_in_lent(self, expert: int, offset_bytes: int) -> None:
+        """Put an expert into the memory that another GPU lends, before time zero."""
+        self._lends_nothing(expert, offset_bytes)
+
+    def start_lent_copy(self, command: Copy, way: Way) -> None:
+        """Hand a copy over that goes between VRAM and the memory that another GPU lends."""
+        self._lends_nothing(command, way)
 
     @abstractmethod
     def start_run(self, command: Run, offsets_bytes: Sequence[int]) -> None:
@@ -246,6 +256,9 @@ class RealDriver(ABC, Generic[Work]):
             offset = fixed_offset(self.name, pool.rooms[expert])
             self._offsets[expert] = offset
             self.place(expert, offset)
+        if self.lent is not None:
+            for expert in self.lent.experts():
+                self.place_in_lent(expert, fixed_offset(self.name, self.lent.place_of(expert)))
 
     def begin_step(self, began: StepBegan) -> None:
         """Report that a forward pass begins."""
@@ -339,9 +352,13 @@ class RealDriver(ABC, Generic[Work]):
         return self._controller.residency.stretch(expert, part)
 
     def _copy(self, command: Copy) -> None:
-        offset = copy_offset(self.name, command)
-        self._offsets[self._unit(command.expert, command.part)] = offset
-        self.start_copy(command, offset)
+        way = way_of(self.name, command, None if self.lent is None else self.lent.place.device)
+        if way.engine != PEER_OUT:
+            self._offsets[self._unit(command.expert, command.part)] = way.target_bytes
+        if way.engine == H2D:
+            self.start_copy(command, way.target_bytes)
+        else:
+            self.start_lent_copy(command, way)
 
     def _run(self, command: Run) -> None:
         first = self._unit(0, command.part)
@@ -379,6 +396,12 @@ class RealDriver(ABC, Generic[Work]):
 
     def _nothing(self, command: Command) -> None:
         """Obey a wait: the next fact comes by itself."""
+
+    def _lends_nothing(self, *asked: object) -> NoReturn:
+        raise CapabilityError(
+            f"the {self.name} driver copies from RAM alone, not from another GPU: {asked}; leave "
+            "out --peer-cache"
+        )
 
     def _refuse(self, command: Command) -> None:
         raise CapabilityError(

@@ -15,6 +15,7 @@ from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs
 from moesim.simulator.registry import Axis, PolicySpec
+from moesim.simulator.tiers.plan import TierPlan
 from moesim.simulator.workload.foresight import RecordedFuture
 from moesim.traces import RoutingTrace
 
@@ -50,6 +51,7 @@ class Deciding:
         profile_trace: Another recording of the same model, for offline-profiled policies.
         told: Signals that a trace tells whose routes are forced; see ``told.py``.
         kv_bytes: Room for the KV caches of all requests together.
+        tiers: What another GPU lends, if one does; RAM holds all experts.
     """
 
     policies: Mapping[Axis, str]
@@ -61,6 +63,7 @@ class Deciding:
     profile_trace: RoutingTrace | None = None
     told: frozenset[str] = frozenset()
     kv_bytes: int = UNLIMITED_BYTES
+    tiers: TierPlan | None = None
 
     def specs(self) -> dict[Axis, PolicySpec]:
         """Return the policies, resolved."""
@@ -69,7 +72,7 @@ class Deciding:
     @property
     def needs(self) -> frozenset[str]:
         """What the policies must be granted."""
-        return frozenset().union(*(policy.needs for policy in self.specs().values()))
+        return frozenset().union(*(policy.needs for policy in self._deciding().values()))
 
     @property
     def is_lossy(self) -> bool:
@@ -79,7 +82,13 @@ class Deciding:
     @property
     def timing_free(self) -> bool:
         """Whether decisions depend on the order of demands alone."""
-        return all(policy.timing_free for policy in self.specs().values())
+        return all(policy.timing_free for policy in self._deciding().values())
+
+    def _deciding(self) -> dict[str, PolicySpec]:
+        """Return every policy, those of tiers too, by what messages call it."""
+        named = {f"{axis} policy {policy.text}": policy for axis, policy in self.specs().items()}
+        below = {} if self.tiers is None else self.tiers.policies
+        return named | {f"{tier} {policy.text}": policy for tier, policy in below.items()}
 
     def controller(
         self,
@@ -104,8 +113,7 @@ class Deciding:
         """
         specs = self.specs()
         shape = (len(sizes_L), experts)
-        for axis, policy in specs.items():
-            name = f"{axis} policy {policy.text}"
+        for name, policy in self._deciding().items():
             _check(name, policy.needs - self.told, self.profile_trace, shape, future)
         return assemble(
             specs,
@@ -119,6 +127,7 @@ class Deciding:
             profile_trace=self.profile_trace,
             future=future,
             kv_bytes=self.kv_bytes,
+            tiers=self.tiers,
             keep_log=keep_log,
         )
 

@@ -17,6 +17,8 @@ from moesim.simulator.commands.options import (
     Kv,
     KvReserve,
     MaxWaiting,
+    PeerCache,
+    PeerPolicy,
     PolicyModule,
     Prefetch,
     ProfileTrace,
@@ -107,6 +109,8 @@ def execute(
     vram: Vram = None,
     expert_budget: ExpertBudget = None,
     slots: Slots = None,
+    peer_cache: PeerCache = None,
+    peer_policy: PeerPolicy = None,
     backend: Backend = "cpu",
     threads: Threads = None,
     arrivals: Arrivals = None,
@@ -137,10 +141,13 @@ def execute(
 
     moesim execute MODEL --prompts prompts.txt --arrivals poisson:rate=2,requests=50 --slots 25%
 
+    moesim execute MODEL --prompts prompts.txt --slots 25% --peer-cache 20GiB --backend cuda
+
     moesim execute olmoe --weights random --routes TRACE --backend cuda --slots 25%
     """
     from moesim.backends.sources import Source  # noqa: PLC0415  light at import
     from moesim.backends.wishes import Wishes, check_wishes  # noqa: PLC0415  light at import
+    from moesim.simulator.tiers.plan import TierSpec  # noqa: PLC0415  light at import
 
     wishes = Wishes(
         source=Source(model, weights, layers, pinned_pool),
@@ -150,6 +157,7 @@ def execute(
         axes=(cache, prefetch, schedule),
         policy_modules=tuple(policy_module or ()),
         memory=(vram, expert_budget, slots),
+        lent=TierSpec(peer_cache=peer_cache, peer_policy=peer_policy),
         backend=backend,
         threads=threads,
         arrivals=arrivals,

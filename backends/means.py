@@ -1,13 +1,30 @@
 """What a driver of one device with slots at fixed offsets can do; the rest is refused by name."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from moesim.simulator.errors import CapabilityError, ProtocolError
 from moesim.simulator.messages import Copy, Run
 from moesim.simulator.terms import Place, Tier
 
 Handed = TypeVar("Handed")
+
+H2D, PEER, PEER_OUT = "h2d", "peer", "peer_out"
+"""The copy engines: from RAM, from another GPU that lends memory, and to it."""
+
+
+class Way(NamedTuple):
+    """How a copy's bytes go.
+
+    Attributes:
+        engine: Which engine moves them.
+        source_bytes: Where they begin in what is lent, or in VRAM; 0 of what comes from RAM.
+        target_bytes: Where they go in VRAM, or in what is lent.
+    """
+
+    engine: str
+    source_bytes: int
+    target_bytes: int
 
 
 def named(handed_over: Mapping[int, Handed], numbers: Sequence[int]) -> list[Handed]:
@@ -38,22 +55,32 @@ def fixed_offset(driver: str, place: Place) -> int:
     return place.offset_bytes
 
 
-def copy_offset(driver: str, command: Copy) -> int:
-    """Return where a copy's bytes go.
+def way_of(driver: str, command: Copy, lender: int | None) -> Way:
+    """Return how a copy's bytes go.
+
+    Args:
+        driver: Its name.
+        command: The copy.
+        lender: The GPU that lends memory, if one does.
 
     Raises:
-        CapabilityError: It is not from RAM to the VRAM of the one device.
+        CapabilityError: It is from elsewhere than RAM and that GPU, or to elsewhere than the VRAM
+            of the one device that computes and that GPU.
     """
-    if command.src.tier is not Tier.RAM:
+    src, dst = command.src, command.dst
+    if lender is not None and src.tier is dst.tier is Tier.VRAM:
+        ends = src.device, dst.device
+        engine = {(lender, 0): PEER, (0, lender): PEER_OUT}.get(ends)
+        if engine is not None:
+            return Way(engine, fixed_offset(driver, src), fixed_offset(driver, dst))
+    if src.tier is not Tier.RAM:
         raise CapabilityError(
             f"the {driver} driver copies experts from RAM, not part {command.part} "
-            f"of expert {command.expert} from {command.src.tier.name}"
+            f"of expert {command.expert} from {src.tier.name}"
         )
-    if command.dst.tier is not Tier.VRAM or command.dst.device != 0:
-        raise CapabilityError(
-            f"the {driver} driver copies to the VRAM of device 0, not to {command.dst}"
-        )
-    return fixed_offset(driver, command.dst)
+    if dst.tier is not Tier.VRAM or dst.device != 0:
+        raise CapabilityError(f"the {driver} driver copies to the VRAM of device 0, not to {dst}")
+    return Way(H2D, 0, fixed_offset(driver, dst))
 
 
 def run_offsets(

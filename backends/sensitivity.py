@@ -7,8 +7,8 @@ the share of next tokens that both models hold likeliest under teacher forcing. 
 *progressive* profile there is the cost of each layer alone, in bits per byte, which ranks layers.
 
 ``python -m moesim.backends.sensitivity MODEL CORPORA... -o FILE.json`` profiles a reference model
-on held-out documents and says how well the online estimates of ``sensitivity_online`` rank the
-layers of a task that was left out.
+on held-out documents and says how well the online estimates of ``sensitivity_online``, watched on
+other rows of them, rank the layers of a task that was left out.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.manual_seed(SEED)
     try:
-        held_out = read_split_of(options.model, options.corpora).held_out
+        split = read_split_of(options.model, options.corpora)
     except ValueError as error:
         parser.error(str(error))
+    held_out = split.held_out
     model = read_model(options.model, torch.device("cpu"))
     tasks = options.tasks.split(",") if options.tasks else sorted(held_out)
     if unknown := sorted(set(tasks) - set(held_out)):
@@ -173,12 +175,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profiles, signs = {}, {}
     with progress("profiling", len(tasks), "tasks") as advance:
         for task in tasks:
-            rows = pack_rows(held_out[task], ROW_TOKENS)[: options.rows]
-            profiles[task] = profile(model, rows)
-            signs[task] = sensitivity_online.watch(model, rows)
+            rows = pack_rows(held_out[task], ROW_TOKENS)
+            if len(rows) < 2 * options.rows:
+                parser.error(
+                    f"--rows {options.rows}: task {task} has {len(rows)}, and as many as are "
+                    f"profiled are watched; ask at most {len(rows) // 2}"
+                )
+            profiles[task] = profile(model, rows[: options.rows])
+            signs[task] = sensitivity_online.watch(model, rows[options.rows : 2 * options.rows])
             advance(1)
     ranked = left_out(profiles, signs) if len(tasks) > 1 else {}
     document = {
+        "texts": dict(split.source_sha256),
+        "split_seed": split.seed,
+        "versions": {name: version(name) for name in ("moesim", "torch", "transformers")},
         "rows": options.rows,
         "row_tokens": ROW_TOKENS,
         "seed": SEED,

@@ -12,11 +12,13 @@ import typer
 from moesim.backends.controllers import Deciding, UnknownCosts, splits
 from moesim.backends.drivers.cuda.driver import CudaDriver
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
+from moesim.backends.drivers.cuda.lent import lender_of
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.execution import Execution, MakeDriver, execute
 from moesim.backends.generation import Sampling
 from moesim.backends.guests import Guests, expert_room_bytes, guests_of
 from moesim.backends.loading import Checkpoint, choose_device
+from moesim.backends.means import PEER, PEER_OUT
 from moesim.backends.opening import Opened, open_model
 from moesim.backends.store import ExpertStore
 from moesim.backends.wishes import Wishes
@@ -29,7 +31,11 @@ from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs
 from moesim.simulator.progress import progress
 from moesim.simulator.results.request_times import request_fields, request_lines
 from moesim.simulator.results.rows import latency_fields, token_times, write_text
+from moesim.simulator.tiers.plan import TierPlan, lent_by
 from moesim.traces import load, write
+
+LENDER = 1
+"""The GPU that lends memory to the one that computes, which is 0."""
 
 DRIVERS: Mapping[str, MakeDriver] = {
     "cpu": ThreadsDriver,
@@ -46,6 +52,7 @@ def serve(wishes: Wishes) -> None:
         MoesimError, TraceError: A name, a file or a budget is wrong, or the run failed.
     """
     device = choose_device(wishes.backend.partition("-")[0])
+    tiers = _tiers(wishes, device)
     chosen = choose_policies(wishes.system, None, *wishes.axes, wishes.policy_modules)
     routes = None if wishes.routes is None else load(wishes.routes)
     if routes is not None and wishes.max_prompts is not None:
@@ -68,6 +75,7 @@ def serve(wishes: Wishes) -> None:
         seed=wishes.seed,
         costs=_costs(wishes, chosen, opened),
         profile_trace=None if wishes.profile_trace is None else load(wishes.profile_trace),
+        tiers=tiers,
     )
     requests = guests.requests
     total = sum(len(request.prompt) + request.new_tokens(sampling) - 1 for request in requests)
@@ -89,6 +97,21 @@ def serve(wishes: Wishes) -> None:
     if wishes.output is not None:
         write(done.trace, wishes.output)
     _print(wishes, opened.checkpoint, deciding, opened.store, done, guests)
+
+
+def _tiers(wishes: Wishes, device: torch.device) -> TierPlan | None:
+    """Return what another GPU lends.
+
+    Raises:
+        UnavailableError: There is none; said before anything is loaded.
+    """
+    lent = lent_by(wishes.lent)
+    if lent is None:
+        return None
+    if device.type == "cuda":
+        lender_of(device, LENDER)
+    policy, room_bytes = lent
+    return TierPlan(peer=policy, peer_bytes=room_bytes, peer_gpu=LENDER)
 
 
 def _costs(wishes: Wishes, chosen: Choice, opened: Opened) -> Costs:
@@ -121,6 +144,7 @@ def _print(
         "requests": len(requests),
         "expert_budget_bytes": deciding.budget_bytes,
         "expert_bytes_total": store.total_bytes,
+        **_lent_fields(deciding, done),
         "host_bytes_for_experts": store.held_bytes,
         **latencies,
         **request_fields(requests, timings.server, steps=counts.steps, span_ns=span_ns),
@@ -152,6 +176,16 @@ def _print(
         typer.echo(text)
         typer.echo()
     typer.echo(_summary(figures, deciding, store, done))
+
+
+def _lent_fields(deciding: Deciding, done: Execution) -> dict[str, Any]:
+    tiers, busy_ns = deciding.tiers, done.timings.engines_busy_ns
+    return {
+        "peer_cache": "" if tiers is None or tiers.peer is None else tiers.peer.text,
+        "peer_cache_bytes": 0 if tiers is None else tiers.peer_bytes,
+        "peer_busy_ns": busy_ns.get(PEER, 0),
+        "peer_out_busy_ns": busy_ns.get(PEER_OUT, 0),
+    }
 
 
 def _summary(
@@ -189,6 +223,14 @@ def _summary(
         ),
         f"copied {format_bytes(counts.bytes_total)}, "
         f"{format_bytes(counts.bytes_prefetch_wasted)} of it prefetched in vain",
+        *(
+            [
+                f"from the other GPU {format_bytes(counts.bytes_peer)} of it; "
+                f"{format_bytes(counts.bytes_demoted)} went there from VRAM"
+            ]
+            if deciding.tiers is not None
+            else []
+        ),
     ]
     if done.timings.longest_gap_ns:
         lines.append(f"longest gap of the host's loop {done.timings.longest_gap_ns / 1e6:.2f} ms")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moesim.backends.sources import Source
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.tiers.plan import TierSpec, lent_by
 from moesim.traces.store import SUFFIXES
 
 BACKENDS = ("cpu", "cuda", "cuda-eager")
@@ -21,6 +22,7 @@ class Wishes:
         max_batch: Requests that run together; ``chunk`` caps the prompt tokens of a step.
         arrivals: Who comes when; the options from here to ``kv_reserve`` are those of a replay.
         memory: ``--vram``, ``--expert-budget``, ``--slots``.
+        lent: What another GPU lends.
     """
 
     source: Source
@@ -30,6 +32,7 @@ class Wishes:
     axes: tuple[str | None, str | None, str | None]
     policy_modules: tuple[str, ...]
     memory: tuple[str | None, str | None, str | None]
+    lent: TierSpec
     backend: str
     threads: int | None
     max_batch: int | None
@@ -62,6 +65,7 @@ def check_wishes(wishes: Wishes) -> None:
     if wishes.backend not in BACKENDS:
         raise UnknownNameError("backend", wishes.backend, BACKENDS)
     wishes.source.check()
+    lent_by(wishes.lent)
     if (wishes.prompts is None) == (wishes.routes is None):
         raise InputError("give either --prompts FILE or --routes TRACE")
     if wishes.source.is_random and wishes.routes is None:

@@ -90,10 +90,13 @@ class Stream:
             for earlier in job.after:
                 earlier.ended.wait()
             self._do(job)
-            job.work = None
-            job.after = ()
-            job.ended.set()
-            self._bell.set()
+            self._end(job)
+
+    def _end(self, job: Job) -> None:
+        job.work = None
+        job.after = ()
+        job.ended.set()
+        self._bell.set()
 
     def _do(self, job: Job) -> None:
         assert job.work is not None
@@ -109,6 +112,43 @@ class Stream:
         self.busy_ns += job.ended_ns - job.began_ns
         if self._spans is not None:
             self._spans.append((self._name, job.label, job.began_ns, job.ended_ns))
+
+
+class AtOnce(Stream):
+    """A stream without a thread: a job is done when it is handed over, by whoever hands it over.
+
+    For what does not ask for times: no job ever waits for another, whatever else the machine does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        clock_ns: Callable[[], int],
+        bell: threading.Event,
+        spans: list[Span] | None,
+    ) -> None:
+        self.busy_ns = 0
+        self._name = name
+        self._clock_ns = clock_ns
+        self._bell = bell
+        self._spans = spans
+        self._is_cancelled = False
+
+    @torch.inference_mode()
+    def submit(self, job: Job) -> None:
+        """Do a job; those that it names were handed over before and have ended."""
+        self._do(job)
+        self._end(job)
+
+    def drain(self) -> None:
+        """Return: nothing is ever under way."""
+
+    def cancel(self) -> None:
+        """Do no further job."""
+        self._is_cancelled = True
+
+    def join(self) -> None:
+        """Return: there is no thread."""
 
 
 def failure_of(jobs: Sequence[tuple[int, Job]]) -> list[Fact]:

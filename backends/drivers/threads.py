@@ -2,21 +2,23 @@
 
 "VRAM" is a piece of memory of the budget's size. What a GPU does with streams and events is done
 here with threads and flags: one thread copies from the host store into the arena, one computes the
-GPU's runs from the arena, one the CPU's runs from the store, one answers asks. Each takes its jobs
-in the order they were handed over and begins one when the jobs it names have ended.
+GPU's runs from the arena, one the CPU's runs from the store, one answers asks. Another GPU that
+lends memory is a second piece, with a thread that copies from it and one that copies to it. Each
+takes its jobs in the order they were handed over and begins one when the jobs it names have ended.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from moesim.backends.base import RealDriver
 from moesim.backends.drivers.asks import Asks
-from moesim.backends.drivers.streams import Job, Stream, failure_of
+from moesim.backends.drivers.streams import AtOnce, Job, Stream, failure_of
 from moesim.backends.experts import LayerWork
-from moesim.backends.means import named
+from moesim.backends.means import H2D, PEER, PEER_OUT, Way, named
 from moesim.backends.store import ExpertStore, make_arena
 from moesim.simulator.controller import Controller
 from moesim.simulator.messages import (
@@ -31,6 +33,15 @@ from moesim.simulator.messages import (
 from moesim.simulator.terms import ALL, SECOND_NS
 
 LONGEST_SLEEP_S = 0.05
+_CPU = torch.device("cpu")
+
+
+class _Handed(NamedTuple):
+    """A copy that was handed over."""
+
+    job: Job
+    engine: str
+    nbytes: int
 
 
 class ThreadsDriver(RealDriver[LayerWork]):
@@ -45,6 +56,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
 
     name = "threads"
     skips_choices = True
+    stream: type[Stream] = Stream
 
     def __init__(
         self,
@@ -58,14 +70,16 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self.spans = [] if keep_spans else None
         self._store = store
         self._experts = store.parts.experts
-        self._arena_B: Tensor | None = make_arena(budget_bytes, torch.device("cpu"))
+        self._arena_B: Tensor | None = make_arena(budget_bytes, _CPU)
+        self._lent_B = None if self.lent is None else make_arena(self.lent.room_bytes, _CPU)
         self._bell = threading.Event()
+        self._engines = (H2D,) if self.lent is None else (H2D, PEER, PEER_OUT)
         self._streams = {
-            name: Stream(name, self.clock_ns, self._bell, self.spans)
-            for name in ("h2d", "gpu", "cpu", "asks")
+            name: self.stream(name, self.clock_ns, self._bell, self.spans)
+            for name in (*self._engines, "gpu", "cpu", "asks")
         }
         self._jobs: dict[int, Job] = {}  # copies and runs that a command may name
-        self._copies: dict[int, tuple[Job, int]] = {}  # not yet reported, and their bytes
+        self._copies: dict[int, _Handed] = {}  # not yet reported
         self._cpu_runs: dict[int, Job] = {}
         self._asked = Asks(controller, self._streams["asks"])
         self._layer_jobs: list[tuple[int, Job]] = []
@@ -81,6 +95,21 @@ class ThreadsDriver(RealDriver[LayerWork]):
         """Put an expert into the arena before time zero."""
         self.copy_bytes(expert, self.stretch(expert, ALL), offset_bytes)
 
+    def place_in_lent(self, expert: int, offset_bytes: int) -> None:
+        """Put an expert into the piece that plays another GPU's memory, before time zero."""
+        assert self._lent_B is not None
+        blob_B = self._store.blob(expert)
+        self._lent_B[offset_bytes : offset_bytes + len(blob_B)].copy_(blob_B)
+
+    def copy_lent_bytes(self, way: Way, nbytes: int) -> None:
+        """Move an expert between the two pieces; runs in the thread of its engine."""
+        assert self._arena_B is not None
+        assert self._lent_B is not None
+        ends = (self._lent_B, self._arena_B)
+        source_B, target_B = ends if way.engine == PEER else ends[::-1]
+        moved_B = source_B[way.source_bytes : way.source_bytes + nbytes]
+        target_B[way.target_bytes : way.target_bytes + nbytes].copy_(moved_B)
+
     def open_layer(self, work: LayerWork) -> None:
         """Take in what the runs of the coming layer compute on."""
         work.pieces = self._store.pieces
@@ -90,14 +119,24 @@ class ThreadsDriver(RealDriver[LayerWork]):
     def start_copy(self, command: Copy, offset_bytes: int) -> None:
         """Hand a copy to the copy thread."""
         expert, stretch = command.expert, self.stretch(command.expert, command.part)
-        job = Job(
+        self._hand_over(
             command,
+            H2D,
+            stretch[1] - stretch[0],
             lambda: self.copy_bytes(expert, stretch, offset_bytes),
-            named(self._jobs, command.after),
         )
+
+    def start_lent_copy(self, command: Copy, way: Way) -> None:
+        """Hand a copy to the thread that copies from the other piece, or to it."""
+        begin, end = self.stretch(command.expert, command.part)
+        nbytes = end - begin
+        self._hand_over(command, way.engine, nbytes, lambda: self.copy_lent_bytes(way, nbytes))
+
+    def _hand_over(self, command: Copy, engine: str, nbytes: int, move: Callable[[], None]) -> None:
+        job = Job(command, move, named(self._jobs, command.after))
         self._jobs[command.n] = job
-        self._copies[command.n] = (job, stretch[1] - stretch[0])
-        self._streams["h2d"].submit(job)
+        self._copies[command.n] = _Handed(job, engine, nbytes)
+        self._streams[engine].submit(job)
 
     def start_run(self, command: Run, offsets_bytes: Sequence[int]) -> None:
         """Hand a run to the thread that plays the GPU, or to the CPU's."""
@@ -139,12 +178,11 @@ class ThreadsDriver(RealDriver[LayerWork]):
     def poll(self) -> list[Report]:
         """Return all that has ended and was not reported, and whatever failed."""
         facts: list[Report] = [*self._failures()]
-        for n, (job, nbytes) in [*self._copies.items()]:
-            if not job.ended.is_set():
-                break  # one engine is a FIFO: nothing behind it has ended
-            del self._copies[n]
-            facts.append(CopyEnded(n))
-            self._count_copy(nbytes)
+        for n, copy in [*self._copies.items()]:
+            if copy.job.ended.is_set():
+                del self._copies[n]
+                facts.append(CopyEnded(n))
+                self._count(copy)
         for n in [n for n, job in self._cpu_runs.items() if job.ended.is_set()]:
             del self._cpu_runs[n]
             facts.append(CpuRunEnded(n))
@@ -169,17 +207,18 @@ class ThreadsDriver(RealDriver[LayerWork]):
         for stream in self._streams.values():
             stream.drain()
         self._tell_failures()
-        for _, nbytes in self._copies.values():
-            self._count_copy(nbytes)
+        for copy in self._copies.values():
+            self._count(copy)
         self._copies.clear()
         timings = self.timings
         timings.gpu_busy_ns = timings.experts_busy_ns = self._streams["gpu"].busy_ns
         timings.cpu_busy_ns = self._streams["cpu"].busy_ns
-        timings.engines_busy_ns["h2d"] = self._streams["h2d"].busy_ns
+        for engine in self._engines:
+            timings.engines_busy_ns[engine] = self._streams[engine].busy_ns
 
     def forget_step(self) -> None:
         """Forget the runs of the step, and the copies that were reported."""
-        self._jobs = {n: job for n, (job, _) in self._copies.items()}
+        self._jobs = {n: copy.job for n, copy in self._copies.items()}
         self._layer_jobs = []
         self._work = None
 
@@ -195,7 +234,7 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self._cpu_runs = {}
         self._layer_jobs = []
         self._work = None
-        self._arena_B = None
+        self._arena_B = self._lent_B = None
 
     def _tell_failures(self) -> None:
         failures = self._failures()
@@ -204,13 +243,24 @@ class ThreadsDriver(RealDriver[LayerWork]):
 
     def _failures(self) -> list[Fact]:
         jobs = [
-            *((n, job) for n, (job, _) in self._copies.items()),
+            *((n, copy.job) for n, copy in self._copies.items()),
             *self._asked.jobs(),
             *self._layer_jobs,
         ]
         return failure_of(jobs)
 
-    def _count_copy(self, nbytes: int) -> None:
-        timings = self.timings
-        timings.engine_bytes["h2d"] = timings.engine_bytes.get("h2d", 0) + nbytes
-        timings.engine_copies["h2d"] = timings.engine_copies.get("h2d", 0) + 1
+    def _count(self, copy: _Handed) -> None:
+        timings, engine = self.timings, copy.engine
+        timings.engine_bytes[engine] = timings.engine_bytes.get(engine, 0) + copy.nbytes
+        timings.engine_copies[engine] = timings.engine_copies.get(engine, 0) + 1
+
+
+class AtOnceDriver(ThreadsDriver):
+    """The same without threads, for who asks what is answered and not how long it takes.
+
+    A job is done when it is handed over, so copies never arrive late and a busy machine waits for
+    nobody: the same answers as with threads in a quarter of the time.
+    """
+
+    name = "at once"
+    stream = AtOnce

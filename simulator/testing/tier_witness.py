@@ -19,6 +19,7 @@ class TierWitness:
     def __init__(self, shelves: Shelves) -> None:
         known = [shelf for shelf in (shelves.ram, shelves.peer) if shelf is not None]
         self._shelves: dict[Place, Shelf] = {shelf.place: shelf for shelf in known}
+        self._lent: dict[Place, int] = {}  # whose bytes lie, or were last sent, in another GPU
         self._brought: dict[tuple[Place, int], int] = {}  # the copy that last brought an expert
         self._open: set[int] = set()  # copies and CPU runs that have not ended
         self._readers: dict[tuple[Place, int], set[int]] = {}
@@ -29,6 +30,8 @@ class TierWitness:
         for place, shelf in self._shelves.items():
             self._rooms[place] = _having(shelf)
             self._brought |= {(place, expert): 0 for expert in self._rooms[place]}
+            if place.device:
+                self._lent |= {shelf.place_of(expert): expert for expert in self._rooms[place]}
 
     def learn(self, fact: Fact) -> None:
         """Learn what has ended."""
@@ -56,18 +59,21 @@ class TierWitness:
 
     def _check_copy(self, copy: Copy, content: dict[Place, int], awaited: set[int]) -> None:
         src, dst = copy.src, copy.dst
-        if src.tier is Tier.VRAM and not src.device:
-            holds = content.get(src)
+        if src.tier is Tier.VRAM:
+            holds = (self._lent if src.device else content).get(src)
             assert holds == copy.expert, f"law 19: {copy} reads expert {holds} in VRAM"
-        elif src != NVME:
-            self._check_read(copy, src, copy.expert)
-        else:
+        if src == NVME:
             assert RAM in self._shelves, f"law 19: {copy}, but RAM has every expert"
+        elif src.tier is not Tier.VRAM or src.device:
+            self._check_read(copy, _tier_of(src), copy.expert)
         self._open.add(copy.n)
-        if dst in self._shelves:
-            self._check_let_go(dst, copy.expert, awaited)  # had it been here, it left in between
-            self._brought[dst, copy.expert] = copy.n
-            self._rooms[dst].add(copy.expert)
+        tier = _tier_of(dst)
+        if tier in self._shelves:
+            self._check_let_go(tier, copy.expert, awaited)  # had it been here, it left in between
+            self._brought[tier, copy.expert] = copy.n
+            self._rooms[tier].add(copy.expert)
+            if dst.device:
+                self._lent[dst] = copy.expert
         else:
             assert dst.tier is Tier.VRAM, f"law 19: {copy} to a tier that this run has not"
             assert not dst.device, f"law 19: {copy} to a GPU that lends nothing"
@@ -119,5 +125,9 @@ class TierWitness:
 
 
 def _having(shelf: Shelf) -> set[int]:
-    rooms = shelf.rooms
-    return {expert for pool in (*rooms.caches, rooms.staging) for expert in pool.rooms}
+    return set(shelf.experts())
+
+
+def _tier_of(place: Place) -> Place:
+    """Return what a shelf is called, for any place in it."""
+    return Place(Tier.VRAM, place.device) if place.device else place

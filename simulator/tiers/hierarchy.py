@@ -99,7 +99,8 @@ class Tiers:
         if peer is not None and peer.has(expert):
             peer.see(self._view)
             peer.touch(expert, cause)
-            n = self._copy(expert, peer.place, place, cause, after + peer.awaits(expert))
+            src = peer.place_of(expert)
+            n = self._copy(expert, src, place, cause, after + peer.awaits(expert))
             peer.hold(expert, n)
             self._counts.bytes_peer += nbytes
             return n
@@ -166,8 +167,9 @@ class Tiers:
             waits = shelf.make_room(into, expert, takes_over=False)
             if waits is None:
                 continue
-            n = self._copy(expert, place, shelf.place, Cause.DEMOTION, tuple(waits))
+            n = self._out.number + 1  # the copy's, which is told the room that it brings to
             shelf.bring(expert, into, n)
+            self._copy(expert, place, shelf.place_of(expert), Cause.DEMOTION, tuple(waits))
             self._counts.copies += 1
             self._counts.bytes_demoted += shelf.rooms.size(expert)
             self._vacating.setdefault(_room_of(place), []).append(n)

@@ -139,12 +139,9 @@ def plan_tiers(
     elif spec.host_cache is not None or spec.is_exclusive or spec.starts_empty:
         notes.append("RAM holds all experts, so that its cache policy decides nothing")
     peer, peer_bytes, peer_gpu = None, 0, 0
-    if spec.peer_cache is None and spec.peer_policy is not None:
-        raise InputError(f"--peer-policy {spec.peer_policy}: no GPU lends VRAM; give --peer-cache")
-    if spec.peer_cache is not None:
-        peer = registry.parse("cache", spec.peer_policy or _USUAL)
+    if (lent := lent_by(spec)) is not None:
+        peer, peer_bytes = lent
         peer_gpu = _peer_of(machine)
-        peer_bytes = parse_size("--peer-cache", spec.peer_cache)
         if peer_bytes > machine.vram_usable_bytes:
             raise OutOfMemoryError(
                 f"--peer-cache {spec.peer_cache}: GPU {peer_gpu} of {machine.name} has "
@@ -165,6 +162,20 @@ def plan_tiers(
         ),
         notes,
     )
+
+
+def lent_by(spec: TierSpec) -> tuple[PolicySpec, int] | None:
+    """Return the policy and the room of another GPU's VRAM, or None where none is lent.
+
+    Raises:
+        InputError: The size or the policy is wrong, or there is a policy for no room.
+    """
+    if spec.peer_cache is None:
+        if spec.peer_policy is None:
+            return None
+        raise InputError(f"--peer-policy {spec.peer_policy}: no GPU lends VRAM; give --peer-cache")
+    policy = registry.parse("cache", spec.peer_policy or _USUAL)
+    return policy, parse_size("--peer-cache", spec.peer_cache)
 
 
 def _reads(policy: PolicySpec) -> bool:

@@ -6,7 +6,7 @@ in, and what is being read (by a copy to VRAM or by the CPU), may not. Weights a
 what leaves is forgotten: the tier below has it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from moesim.hardware_profiles.units import format_bytes
@@ -14,7 +14,7 @@ from moesim.simulator.control.residency import Pool, WholeResidency
 from moesim.simulator.errors import BudgetError, CapabilityError, PolicyError
 from moesim.simulator.policies.base import CachePolicy, RunInfo, View, overrides
 from moesim.simulator.policies.guards import CacheGuard
-from moesim.simulator.terms import Cause, Place, Verdict
+from moesim.simulator.terms import Cause, Place, Tier, Verdict
 
 _NOT_ASKED = ("partition", "repartition", "rebalance", "asks")
 _PRESENT = [field.name for field in fields(View) if field.name != "residency"]
@@ -25,7 +25,7 @@ class Shelf:
 
     Args:
         name: What messages call it.
-        place: What commands call it.
+        place: What commands call it; what lies in a GPU's memory they call by its own place there.
         run: What the policy was told; its budget is the shelf's room.
         policy: What stays.
         passes: Whether experts pass through on their way up, for which the policy's staging room
@@ -34,6 +34,8 @@ class Shelf:
             demand of a layer: it is told no touch by prefetches, which come at other times.
 
     Attributes:
+        place: As given.
+        room_bytes: All of its room.
         rooms: The book of its room; *loading* is on its way in, *leased* is being read.
         queued_bytes: Of what is on its way in.
     """
@@ -62,12 +64,19 @@ class Shelf:
         quotas_L, staging_bytes = policy.quotas_L(), policy.staging_bytes() if passes else 0
         try:
             self.rooms = WholeResidency(
-                run.expert_bytes_L, run.experts, 1, run.budget_bytes, quotas_L, staging_bytes
+                run.expert_bytes_L,
+                run.experts,
+                1,
+                run.budget_bytes,
+                quotas_L,
+                staging_bytes,
+                place.device,
             )
         except BudgetError as error:
             raise BudgetError(f"{name}: {error}") from None
         self.name = name
         self.place = place
+        self.room_bytes = run.budget_bytes
         self.queued_bytes = 0
         self._policy = policy
         self._reads_signals = reads_signals
@@ -97,6 +106,17 @@ class Shelf:
     def is_ready(self, expert: int) -> bool:
         """Return whether the expert is here."""
         return self.rooms.is_resident(expert)
+
+    def place_of(self, expert: int) -> Place:
+        """Return what commands call the place of an expert that is here or coming."""
+        pool = self.rooms.pool_of(expert)
+        assert pool is not None
+        return pool.rooms[expert] if self.place.tier is Tier.VRAM else self.place
+
+    def experts(self) -> Iterator[int]:
+        """Yield all that are here or coming."""
+        for pool in self.rooms.pools():
+            yield from pool.rooms
 
     def awaits(self, expert: int) -> tuple[int, ...]:
         """Return the copy that a reader of an expert that is here or coming must wait for."""

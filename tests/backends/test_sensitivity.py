@@ -1,6 +1,8 @@
 """Profiled and estimated sensitivity of layers to random routing."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="sensitivity is profiled on a real model")
 
 from moesim.backends import sensitivity, sensitivity_online  # noqa: E402  after the skip
+from moesim.backends.reference.texts import Split, pack_rows  # noqa: E402
 
 ROWS = np.random.default_rng(0).integers(0, 256, (2, 33)).astype(np.uint16)
 
@@ -101,3 +104,34 @@ def test_estimates_are_fitted_on_other_tasks_alone() -> None:
     assert ranked["line of other tasks"] == {"a": 1.0, "b": 1.0, "c": 1.0}
     turned = sensitivity.left_out(profiles(a=tuple(-value for value in cost["a"])), signs)
     assert turned["line of other tasks"]["a"] == -1.0
+
+
+def test_signs_are_watched_on_rows_that_are_not_profiled(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command profiles the first rows of a task and watches the next; too few are refused."""
+    rng = np.random.default_rng(1)
+    texts = {task: [rng.integers(0, 256, 150).astype(np.uint8).tobytes()] for task in "abc"}
+    split = Split({}, texts, {"a.txt.xz": "0" * 64}, seed=5)
+    monkeypatch.setattr(sensitivity, "read_split_of", lambda _model, _folders: split)
+    monkeypatch.setattr(sensitivity, "read_model", lambda _model, _device: model)
+    monkeypatch.setattr(sensitivity, "ROW_TOKENS", 33)
+    seen: list[Any] = []
+    watch = sensitivity_online.watch
+
+    def watched(model: Any, rows: Any) -> Any:
+        seen.append(rows)
+        return watch(model, rows)
+
+    monkeypatch.setattr(sensitivity_online, "watch", watched)
+    output = tmp_path / "sensitivity.json"
+    assert sensitivity.main(["model", "texts", "-o", str(output), "--rows", "2"]) == 0
+    rows = pack_rows(texts["a"], 33)
+    assert (seen[0] == rows[2:4]).all()
+    document = json.loads(output.read_text())
+    assert document["split_seed"] == 5
+    assert set(document["spearman_left_out"]["change"]) == {"a", "b", "c"}
+    assert "line of other tasks" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        sensitivity.main(["model", "texts", "-o", str(output), "--rows", "3"])
+    assert "--rows 3: task a has 4, and as many" in capsys.readouterr().err

@@ -1,15 +1,13 @@
-"""The copy stream: copies begin in the order in which they were handed over."""
+"""A copy engine's stream: copies begin in the order in which they were handed over."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from moesim.backends.drivers.cuda.machine import reason
 from moesim.backends.drivers.cuda.streams import Job, Journal, Mark, Marks, new_stream
 from moesim.simulator.ledger import Timings
 from moesim.simulator.messages import CopiesEnded, Copy, Failed, Report
-
-ENGINE = "h2d"
 
 
 class _Handed(NamedTuple):
@@ -21,9 +19,10 @@ class _Handed(NamedTuple):
 
 
 class Copies:
-    """Copies from the host, and what each took.
+    """Copies of one engine, and what each took.
 
     Args:
+        engine: What it is called.
         marks: Where their events come from.
         journal: Where they are noted.
         timings: What they are added to.
@@ -32,8 +31,9 @@ class Copies:
         stream: They are in.
     """
 
-    def __init__(self, marks: Marks, journal: Journal, timings: Timings) -> None:
+    def __init__(self, engine: str, marks: Marks, journal: Journal, timings: Timings) -> None:
         self.stream = new_stream()
+        self._engine = engine
         self._marks = marks
         self._journal = journal
         self._timings = timings
@@ -90,7 +90,7 @@ class Copies:
 
     def forget_step(self) -> dict[int, Mark]:
         """Note the reported copies; return those that a command may still name."""
-        self._journal.note(ENGINE, self._ended)
+        self._journal.note(self._engine, self._ended)
         self._ended = []
         return {each.command.n: each.mark for each in self._open}
 
@@ -108,5 +108,15 @@ class Copies:
             (timings.engine_bytes, sum(each.nbytes for each in ended)),
             (timings.engine_copies, count),
         ):
-            sums[ENGINE] = sums.get(ENGINE, 0) + more
+            sums[self._engine] = sums.get(self._engine, 0) + more
         return [each.command.n for each in ended]
+
+
+def take_ended(engines: Iterable[Copies]) -> list[Report]:
+    """Return the ends on all engines that were not reported, in the order of their numbers."""
+    reports = [report for engine in engines if engine for report in engine.take_ended()]
+    told: list[Report] = [report for report in reports if isinstance(report, Failed)]
+    ended = [n for report in reports if isinstance(report, CopiesEnded) for n in report.numbers]
+    if ended:
+        told.append(CopiesEnded(sorted(ended)))
+    return told

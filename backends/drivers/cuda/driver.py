@@ -1,11 +1,12 @@
 """The CUDA driver: experts copied from page-locked memory into an arena in VRAM, beside products.
 
 One stream copies, in the order of the commands; the model's own stream computes. ``after`` becomes
-waits between the two, so that the host hands a layer over and goes on.
+waits between the two, so that the host hands a layer over and goes on. Where another GPU lends
+memory (``lent.py``) there is a stream for copies from it and one for copies to it.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Self
 
@@ -14,17 +15,18 @@ from torch import Tensor
 
 from moesim.backends.collector import without_collector
 from moesim.backends.drivers.asks import Asks
-from moesim.backends.drivers.cuda.copies import Copies
+from moesim.backends.drivers.cuda.copies import Copies, take_ended
 from moesim.backends.drivers.cuda.cpu_experts import CpuExperts, leave_cores
 from moesim.backends.drivers.cuda.graphed_experts import kernel_layout
+from moesim.backends.drivers.cuda.lent import lent_vram
 from moesim.backends.drivers.cuda.machine import DeviceError, reason, vram
 from moesim.backends.drivers.cuda.products import Products
 from moesim.backends.drivers.cuda.spinning import SpinningDriver
 from moesim.backends.drivers.cuda.streams import GPU, Job, Journal, Mark, Marks
-from moesim.backends.drivers.cuda.transfer import copy_to_device
+from moesim.backends.drivers.cuda.transfer import copy_between, copy_to_device
 from moesim.backends.drivers.streams import Stream, failure_of
 from moesim.backends.experts import LayerWork
-from moesim.backends.means import named
+from moesim.backends.means import H2D, PEER, PEER_OUT, Way, named
 from moesim.backends.store import ExpertStore, Layout
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import ProtocolError
@@ -71,7 +73,16 @@ class CudaDriver(SpinningDriver):
         self._products: Products | None = Products(store, self._arena_B, self.layout)
         self._marks = Marks()
         self._journal = Journal(self.spans, self.clock_ns, self.timings, self._marks)
-        self._copies = Copies(self._marks, self._journal, self.timings)
+        self._lent_B: Tensor | None = None
+        engines: tuple[str, ...] = (H2D,)
+        if self.lent is not None:
+            lent = self.lent
+            self._lent_B = lent_vram(lent.room_bytes, self.device, lent.place.device)
+            engines = (H2D, PEER, PEER_OUT)
+        self._engines = {
+            name: Copies(name, self._marks, self._journal, self.timings) for name in engines
+        }
+        self._copies = self._engines[H2D]
         # Copies and runs that a command may name; None stands for a run without events so far.
         self._handed: dict[int, Mark | None] = {}
         self._runs: list[Job] = []  # of the step, on the GPU
@@ -112,6 +123,25 @@ class CudaDriver(SpinningDriver):
         except RuntimeError as error:
             raise DeviceError(f"the GPU failed: {reason(error)}") from error
 
+    def place_in_lent(self, expert: int, offset_bytes: int) -> None:
+        """Put an expert into another GPU's memory before time zero."""
+        assert self._lent_B is not None
+        blob_B = self._store.blob(expert)
+        room_B = self._lent_B[offset_bytes : offset_bytes + len(blob_B)]
+        self.ask_gpu(lambda: room_B.copy_(blob_B))
+
+    def copy_lent_bytes(self, way: Way, nbytes: int) -> None:
+        """Have an expert moved between the two GPUs, in the stream of its engine."""
+        assert self._arena_B is not None
+        assert self._lent_B is not None
+        ends = self._lent_B, self._arena_B
+        source_B, target_B = ends if way.engine == PEER else ends[::-1]
+        rooms = (source_B, way.source_bytes), (target_B, way.target_bytes)
+        if not all(0 <= begin <= len(room_B) - nbytes for room_B, begin in rooms):
+            raise ProtocolError(f"{way} is outside the memory of one of the GPUs")
+        source, to = (room_B.data_ptr() + begin for room_B, begin in rooms)
+        copy_between(to, source, nbytes, self._engines[way.engine].stream.cuda_stream)
+
     def open_layer(self, work: LayerWork) -> None:
         """Take in what the runs of the coming layer compute on."""
         work.pieces = self._store.pieces
@@ -123,12 +153,26 @@ class CudaDriver(SpinningDriver):
         """Hand a copy to the copy stream."""
         expert = command.expert
         begin, end = stretch = self.stretch(expert, command.part)
+        self._hand_over(
+            command,
+            self._copies,
+            end - begin,
+            lambda: self.copy_bytes(expert, stretch, offset_bytes),
+        )
+
+    def start_lent_copy(self, command: Copy, way: Way) -> None:
+        """Hand a copy to the stream of copies from another GPU, or to it."""
+        begin, end = self.stretch(command.expert, command.part)
+        nbytes = end - begin
+        engine = self._engines[way.engine]
+        self._hand_over(command, engine, nbytes, lambda: self.copy_lent_bytes(way, nbytes))
+
+    def _hand_over(
+        self, command: Copy, engine: Copies, nbytes: int, move: Callable[[], None]
+    ) -> None:
         try:
-            self._handed[command.n] = self._copies.start(
-                command,
-                end - begin,
-                self.marks_of(command.after),
-                lambda: self.copy_bytes(expert, stretch, offset_bytes),
+            self._handed[command.n] = engine.start(
+                command, nbytes, self.marks_of(command.after), move
             )
         except (RuntimeError, OSError) as error:
             self._failed.append(Failed(command.n, reason(error)))
@@ -193,7 +237,9 @@ class CudaDriver(SpinningDriver):
         facts: list[Report] = []
         if self._failed or self._cpu_experts or self._asked:
             facts += self._take_failures()
-        if self._copies:
+        if self.lent is not None:
+            facts += take_ended(self._engines.values())
+        elif self._copies:
             facts += self._copies.take_ended()
         if self._cpu_experts:
             facts += self._cpu_experts.take_ended()
@@ -215,14 +261,15 @@ class CudaDriver(SpinningDriver):
         self.look()
 
     def drain(self) -> None:
-        """Wait for both streams and the threads, and complete the timings."""
+        """Wait for all streams and the threads, and complete the timings."""
         for stream in self._streams.values():
             stream.drain()
         failures = self._take_failures()
         if failures:
             self.tell([*failures])
         self.ask_gpu(torch.cuda.synchronize)
-        self._copies.drain()
+        for engine in self._engines.values():
+            engine.drain()
         self.forget_step()
         self._journal.read_all()
         self.timings.gpu_busy_ns = self.timings.experts_busy_ns
@@ -234,7 +281,9 @@ class CudaDriver(SpinningDriver):
         for mark in self._lone:
             self._marks.give_back(mark)
         self._runs, self._lone = [], []
-        self._handed = dict(self._copies.forget_step())
+        self._handed = {}
+        for engine in self._engines.values():
+            self._handed |= engine.forget_step()
         self._work = None
         self._cpu_experts.forget()
 
@@ -249,10 +298,11 @@ class CudaDriver(SpinningDriver):
         with suppress(RuntimeError):  # where the GPU failed, that was told
             torch.cuda.synchronize(self.device)
         self._streams, self._handed = {}, {}
-        self._copies.abandon()
+        for engine in self._engines.values():
+            engine.abandon()
         self._cpu_experts.abandon()
         self._runs = []
-        self._work = self._products = self._arena_B = None
+        self._work = self._products = self._arena_B = self._lent_B = None
         self._still.close()
         torch.cuda.empty_cache()
 

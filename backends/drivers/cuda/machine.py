@@ -23,8 +23,15 @@ def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def vram(nbytes: int, device: torch.device) -> Tensor:
+def vram(
+    nbytes: int, device: torch.device, less: str = "--vram, --expert-budget or --slots"
+) -> Tensor:
     """Return so many bytes of VRAM.
+
+    Args:
+        nbytes: How many.
+        device: Of which GPU.
+        less: The options that would take fewer.
 
     Raises:
         OutOfMemoryError: They are not there; nothing was taken.
@@ -36,7 +43,7 @@ def vram(nbytes: int, device: torch.device) -> Tensor:
         free, _ = torch.cuda.mem_get_info(device)
         raise OutOfMemoryError(
             f"{format_bytes(nbytes)} of VRAM for experts, {format_bytes(free)} are free; "
-            "give a smaller --vram, --expert-budget or --slots"
+            f"give a smaller {less}"
         ) from None
 
 

@@ -39,8 +39,8 @@ class SpinningDriver(RealDriver[LayerWork]):
     """
 
     def __init__(self, controller: Controller) -> None:
-        super().__init__(controller)
         self.device = gpu()
+        super().__init__(controller)
         self.stream: Any = torch.cuda.current_stream()
         self._read_B = pinned_bytes(READ_BYTES)
         self._settled = new_event(has_time=False)

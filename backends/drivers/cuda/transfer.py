@@ -15,7 +15,19 @@ def copy_to_device(to: int, source: int, nbytes: int, stream: int) -> None:
     Raises:
         RuntimeError: CUDA refused.
     """
-    status = _library().cuMemcpyHtoDAsync_v2(to, source, nbytes, stream)
+    _check(_library().cuMemcpyHtoDAsync_v2(to, source, nbytes, stream))
+
+
+def copy_between(to: int, source: int, nbytes: int, stream: int) -> None:
+    """Have bytes copied between two GPUs that reach each other's memory, in a stream's order.
+
+    Raises:
+        RuntimeError: CUDA refused.
+    """
+    _check(_library().cuMemcpyAsync(to, source, nbytes, stream))
+
+
+def _check(status: int) -> None:
     if status != 0:
         raise RuntimeError(f"CUDA error: {_name(status)}")
 
@@ -23,12 +35,8 @@ def copy_to_device(to: int, source: int, nbytes: int, stream: int) -> None:
 @cache
 def _library() -> Any:  # noqa: ANN401  a library's functions have no types
     library: Any = ctypes.PyDLL("libcuda.so.1")
-    library.cuMemcpyHtoDAsync_v2.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_void_p,
-    ]
+    for copy in (library.cuMemcpyHtoDAsync_v2, library.cuMemcpyAsync):
+        copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     return library
 
 

@@ -72,6 +72,22 @@ def test_text_does_not_depend_on_the_system(weights: str, prompts: Path, tmp_pat
     assert first["mean_tpot_ms"] > 0
 
 
+def test_another_gpu_lends_memory(weights: str, prompts: Path) -> None:
+    """The text stays, misses come from there, and the row says how many bytes."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    common = (weights, "--prompts", prompts, "--new-tokens", 5, "--ignore-eos", "--slots", 96)
+    alone = json.loads(run(*common, "--json", "-"))
+    lent = ("--peer-cache", "6MiB", "--peer-policy", "static:order=uniform")
+    beside = json.loads(run(*common, *lent, "--json", "-"))
+
+    assert beside["texts"] == alone["texts"]
+    assert beside["misses"] == alone["misses"]
+    assert beside["bytes_total"] > beside["bytes_peer"] > alone["bytes_peer"] == 0
+    assert (beside["peer_cache"], beside["peer_cache_bytes"]) == (lent[-1], 6 << 20)
+    assert beside["peer_busy_ns"] > alone["peer_busy_ns"] == 0
+    assert "from the other GPU " in run(*common, *lent)
+
+
 def test_prompts_are_served_together(weights: str, prompts: Path, tmp_path: Path) -> None:
     """A batch prints the text of one after another in fewer steps, cut prompts in a few more."""
     pytest.importorskip("torch", reason="it runs a real model")
