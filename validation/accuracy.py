@@ -32,10 +32,12 @@ from moesim.simulator.errors import MoesimError
 from moesim.simulator.progress import progress
 from moesim.simulator.results.rows import write_text
 from moesim.validation.accuracy_bench import Bench, Full
+from moesim.validation.accuracy_charts import plot
 from moesim.validation.accuracy_intervals import Losses, against
 from moesim.validation.accuracy_measure import measure
 from moesim.validation.accuracy_options import AGAINST, PERIOD, arms, parse
-from moesim.validation.accuracy_report import plot_periods, table
+from moesim.validation.accuracy_report import table
+from moesim.validation.provenance import commit_of, without_folder
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_text(options.output, json.dumps(document, indent=1) + "\n")
     sys.stdout.write(table(rows, by_period))
     if options.plot is not None:
-        plot_periods([document], options.plot)
+        plot([document], options.plot)
     return 0
 
 
@@ -156,6 +158,9 @@ def _set_up(options: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
         policy_seed=options.policy_seed,
     )
     return bench, {
+        "command": _command(options.words),
+        "commit": commit_of(options.commit),
+        "device": f"cpu, float32, threads: {options.threads}",
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "texts": dict(split.source_sha256),
@@ -173,6 +178,10 @@ def _set_up(options: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
         "profile_trace": profile.content_hash(),
         "versions": {name: version(name) for name in ("moesim", "torch", "transformers")},
     }
+
+
+def _command(words: Sequence[str]) -> str:
+    return " ".join(["python -m moesim.validation.accuracy", *map(without_folder, words)])
 
 
 if __name__ == "__main__":

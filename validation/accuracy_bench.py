@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moesim.backends.controllers import Deciding
+from moesim.backends.drivers.threads import AtOnceDriver
 from moesim.backends.execution import Execution, Keep, execute
 from moesim.backends.generation import Request, Sampling
 from moesim.backends.scoring import foretold, in_answers, per_token, targets
@@ -77,6 +78,7 @@ class Bench:
             deciding,
             Sampling(new_tokens=1, ignore_eos=True),
             keep=Keep(logits=True, prompt_logits=True),
+            make_driver=AtOnceDriver,
         )
 
     def replay(

@@ -1,6 +1,7 @@
 """What ``validation/accuracy.py`` compares and what a user may ask of it."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="folder of a reference model's weights")
     parser.add_argument("corpora", type=Path, nargs="+", help="folders of texts, as for training")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--plot", type=Path, help="perplexity and latency against p")
+    parser.add_argument(
+        "--plot", type=Path, help="loss against p, or without periods against memory"
+    )
     parser.add_argument("--tasks", default="python,metamath,dialogue,law,german")
     parser.add_argument("--texts", type=int, default=25, help="of each task, scored")
     parser.add_argument("--fit-texts", type=int, default=25, help="of each task, profiled")
@@ -99,4 +102,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--hardware", default="rtx4090")
     parser.add_argument("--cost-of", help="shape whose costs are charged, such as qwen3-30b-a3b")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args(arguments)
+    parser.add_argument("--commit", help="of a copy of the code without its history")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(words)
+    options.words = words
+    return options

@@ -29,9 +29,12 @@ class Check(Strict):
     Attributes:
         largest_logit_difference: Relative to the largest logit, against every expert resident.
         same_text: Whether greedy decoding gives the resident model's tokens.
+        commit: Of the code that was checked.
         first: The first decision in which a replay of the routes just served differs, where the
             system is timing-free; else the first that a fresh controller fed the facts differs in.
     """
+
+    LATER = frozenset({"commit"})
 
     system: str
     timing_free: bool
@@ -40,6 +43,7 @@ class Check(Strict):
     largest_logit_difference: float
     lossless_on_gpu: bool
     same_text: bool
+    commit: str | None = None
 
     @property
     def passed(self) -> bool:

@@ -113,6 +113,7 @@ def make_cell(
     routing: Routing,
     lengths: tuple[int, int, int],
     batching: Batching = ALONE,
+    arrivals: tuple[str, int] | None = None,
     ask_ns: Mapping[str, int] | None = None,
 ) -> Cell:
     """Return one cell.
@@ -130,6 +131,7 @@ def make_cell(
         routing: Forced from the trace, or the model's own.
         lengths: Warm tokens, tokens that count, executions.
         batching: Requests that run together, prompt tokens of a step.
+        arrivals: Who comes when, and the seed; what is decided then depends on times.
         ask_ns: How long what its policies ask for takes.
     """
     hardware, runtime = profiles
@@ -147,7 +149,7 @@ def make_cell(
         trace_hash=trace_hash,
         system=choice.system,
         **{str(axis): text for axis, text in batched(choice.policies, *batching).items()},
-        timing_free=deciding.timing_free,
+        timing_free=deciding.timing_free and arrivals is None,
         budget=budget,
         expert_budget_bytes=budget_bytes,
         routing=routing,
@@ -156,5 +158,7 @@ def make_cell(
         repeats=repeats,
         held_out=trace_hash not in fit_traces,
         moesim=version("moesim"),
+        arrivals=None if arrivals is None else arrivals[0],
+        seed=None if arrivals is None else arrivals[1],
         ask_ns=None if ask_ns is None else dict(ask_ns),
     )

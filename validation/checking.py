@@ -17,6 +17,7 @@ from moesim.validation.claims import choices, insides, signs
 from moesim.validation.evidence import Evidence
 from moesim.validation.evidence_files import PREDICTION_SUFFIX, read_checks, read_folder
 from moesim.validation.judge import check_judgements, verdict
+from moesim.validation.phone_check import is_of_a_log, judge_log
 from moesim.validation.tables import print_cells, print_checks, print_verdict, verdict_of
 
 
@@ -26,7 +27,7 @@ def judge_again(
     """Print what evidence says, and return whether all is within target.
 
     Args:
-        given: Folders of evidence, or folders that hold such folders.
+        given: Folders of evidence, of cells or of a fitted log, or folders that hold such folders.
         plot: Where to draw predicted against measured.
         json_out: Where to write it.
         dark: Whether to draw on dark paper.
@@ -35,6 +36,12 @@ def judge_again(
         InputError: A folder has no evidence, or what a file says does not follow from its figures.
     """
     folders = find_folders(given)
+    logs = [folder for folder in folders if is_of_a_log(folder)]
+    logs_are_right = [judge_log(folder) for folder in logs]
+    folders = [folder for folder in folders if folder not in logs]
+    if not folders:
+        _refuse_of_cells(logs, plot, json_out)
+        return all(logs_are_right)
     found: list[Evidence] = []
     checks: list[Check] = []
     for folder in folders:
@@ -49,7 +56,14 @@ def judge_again(
     else:
         print_together(found)
     report(found, plot, json_out, dark=dark)
-    return not verdict(found).failed and all(check.passed for check in checks)
+    is_right = not verdict(found).failed and all(check.passed for check in checks)
+    return is_right and all(logs_are_right)
+
+
+def _refuse_of_cells(logs: Sequence[Path], plot: Path | None, json_out: Path | None) -> None:
+    for option, path in (("--plot", plot), ("--json", json_out)):
+        if path is not None:
+            raise InputError(f"{option} {path}: is of cells, and {logs[0]} has none")
 
 
 def report(
@@ -73,23 +87,23 @@ def report(
 
 
 def find_folders(given: Sequence[Path]) -> list[Path]:
-    """Return the folders of evidence: those given, or the ones in them that have cells.
+    """Return the folders of evidence: those given, or the ones in them that have some.
 
     Raises:
         InputError: A folder is given twice.
     """
     found: list[Path] = []
     for path in given:
-        inner = [each for each in sorted(path.glob("*/")) if _has_cells(each)]
-        found += [path] if _has_cells(path) or not inner else inner
+        inner = [each for each in sorted(path.glob("*/")) if _has_evidence(each)]
+        found += [path] if _has_evidence(path) or not inner else inner
     for path in found:
         if found.count(path) > 1:
             raise InputError(f"{path}: is given twice; its cells would count twice")
     return found
 
 
-def _has_cells(folder: Path) -> bool:
-    return any(folder.glob(f"*{PREDICTION_SUFFIX}"))
+def _has_evidence(folder: Path) -> bool:
+    return any(folder.glob(f"*{PREDICTION_SUFFIX}")) or is_of_a_log(folder)
 
 
 def summary(found: Sequence[Evidence]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def print_claims(
     models = {each.model for each in everything}
 
     def at(each: Sign | Picked | Inside) -> str:
-        return each.budget if len(models) == 1 else f"{short(each.model)} {each.budget}"
+        return each.where if len(models) == 1 else f"{short(each.model)} {each.where}"
 
     if signs:
         print_table(
@@ -122,10 +122,7 @@ def _together_row(one: Evidence) -> list[str]:
             NONE if limit is None else f"{limit:.1%}",
         ]
 
-    where = f"{cell.budget}, {cell.batching}" if cell.batching else cell.budget
     gpu = one.provenance.machine.get("gpu", NONE)
-    if " with " in cell.hardware:  # an intervention
-        where = f"{where}, {cell.hardware.partition(' with ')[2]}"
-    names = [gpu.removeprefix("NVIDIA "), short(cell.model), where, cell.system]
+    names = [gpu.removeprefix("NVIDIA "), short(cell.model), cell.where, cell.system]
     ttft, _ = figures("mean_ttft")
     return [*names, *figures("mean_tpot"), *figures("p99_tpot"), ttft, verdict_of(one)]

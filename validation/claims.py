@@ -23,13 +23,13 @@ class Sign:
     """Prefetch against none, all else equal.
 
     Attributes:
-        budget: And where.
+        where: See `Cell.where`.
         without: The system without prefetch; ``with_it`` the one that has it.
         predicted: Change of the mean TPOT by prefetch; below 0 it wins. ``measured`` likewise.
         is_told: Whether the machine itself tells the two apart in each of its executions.
     """
 
-    budget: str
+    where: str
     model: str
     without: str
     with_it: str
@@ -53,7 +53,7 @@ class Picked:
         regret: By how much the chosen one was slower, as a share of the fastest.
     """
 
-    budget: str
+    where: str
     model: str
     among: int
     chosen: str
@@ -72,7 +72,7 @@ class Inside:
         late: Experts found on their way, of all demanded, likewise.
     """
 
-    budget: str
+    where: str
     model: str
     system: str
     stall_ms: tuple[float, float] | None
@@ -104,7 +104,7 @@ def choices(found: Sequence[Evidence]) -> list[Picked]:
         cell = chosen.prediction.cell
         picked.append(
             Picked(
-                budget=cell.budget,
+                where=cell.where,
                 model=cell.model,
                 among=len(group),
                 chosen=cell.system,
@@ -147,7 +147,7 @@ def _sign(without: Evidence, one: Evidence) -> Sign:
     )
     cell = one.prediction.cell
     return Sign(
-        budget=cell.budget,
+        where=cell.where,
         model=cell.model,
         without=without.prediction.cell.system,
         with_it=cell.system,
@@ -169,7 +169,7 @@ def _inside(one: Evidence) -> Inside:
 
     stalls = [*_stalls_by_layer(one)]
     return Inside(
-        budget=cell.budget,
+        where=cell.where,
         model=cell.model,
         system=cell.system,
         stall_ms=(

@@ -6,6 +6,7 @@ from moesim.backends.needing_torch import needing_torch
 from moesim.backends.options import Layers, PinnedPool, Weights
 from moesim.simulator.commands.options import Dark
 from moesim.validation.options import (
+    Arrivals,
     Backend,
     CellName,
     Check,
@@ -21,10 +22,12 @@ from moesim.validation.options import (
     More,
     Output,
     Plot,
+    ProfileTrace,
     Prompt,
     Repeats,
     Routing,
     Runtime,
+    Seed,
     Slots,
     System,
     Timeline,
@@ -46,6 +49,7 @@ def validate(
     layers: Layers = None,
     pinned_pool: PinnedPool = None,
     trace: Trace = None,
+    profile_trace: ProfileTrace = None,
     system: System = None,
     slots: Slots = None,
     vram: Vram = None,
@@ -54,6 +58,8 @@ def validate(
     routing: Routing = "forced",
     max_batch: MaxBatch = None,
     chunk: Chunk = None,
+    arrivals: Arrivals = None,
+    seed: Seed = 0,
     repeats: Repeats = 5,
     warm: Warm = None,
     tokens: Tokens = None,
@@ -73,11 +79,14 @@ def validate(
     moesim validate --backend cuda --model olmoe --weights random --trace TRACE --hardware FILE
     --runtime FILE -o DIR
 
+    moesim validate --backend cpu --max-batch 4 --arrivals poisson:rate=4,requests=8
+
     moesim validate --check validation/results/cpu-reference
 
     moesim validate --check DIR DIR
     """
     from moesim.backends.sources import Source
+    from moesim.validation.settings import settings_of
     from moesim.validation.wishes import Wishes, check_wishes
 
     wishes = Wishes(
@@ -93,13 +102,18 @@ def validate(
         warm=warm,
         tokens=tokens,
         repeats=repeats,
-        max_batch=max_batch,
-        chunk=chunk,
+        settings=settings_of(
+            prompt=prompt,
+            max_batch=max_batch,
+            chunk=chunk,
+            arrivals=arrivals,
+            seed=seed,
+            intervene=intervene,
+        ),
         minutes=minutes,
         output=output,
         commit=commit,
-        prompt=prompt,
-        intervene=intervene,
+        profile_trace=profile_trace,
     )
     if plot is not None:
         from moesim.simulator.results.plots import check_suffix

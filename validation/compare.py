@@ -1,6 +1,6 @@
 """A replay beside an execution: decisions one by one, times by cause."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -8,10 +8,11 @@ import numpy as np
 from moesim.simulator.errors import InputError
 from moesim.simulator.ledger import Counts, RequestTimes, Timings
 from moesim.simulator.messages import Command, Copy, LayerRouted, Move, Run
+from moesim.simulator.results.request_times import request_tpot_ns
 from moesim.simulator.results.rows import token_times
 from moesim.simulator.results.timeline import TRACKS
 from moesim.simulator.results.timeline import events as timeline_events
-from moesim.validation.evidence import Busy, Decisions, Difference, Job, Outcome, Times
+from moesim.validation.evidence import Busy, Decisions, Difference, Guests, Job, Outcome, Times
 from moesim.validation.exposure import exposed
 from moesim.validation.machine import Log, Span
 from moesim.validation.stalls import stall_ms
@@ -101,6 +102,8 @@ def outcome_of(
     spans: Sequence[Span],
     log: Log,
     lengths: tuple[int, int],
+    *,
+    arrived: bool = False,
 ) -> Outcome:
     """Return what a run came to, over the tokens that count; busy times are of the whole run.
 
@@ -110,6 +113,7 @@ def outcome_of(
         spans: Every job.
         log: Every call of the controller.
         lengths: Decode tokens that do not count, and those after them that do.
+        arrived: Whether requests arrived by themselves.
 
     Raises:
         InputError: The trace has too few decode tokens.
@@ -136,6 +140,24 @@ def outcome_of(
         ),
         stall_ms=stall_ms(log, spans) or None,
         decisions_ms=round(timings.decision_ns / 1e6, DECIMALS),
+        guests=guests_of(requests, timings, counts.steps) if arrived else None,
+    )
+
+
+def guests_of(requests: Sequence[RequestTimes], timings: Timings, steps: int) -> Guests:
+    """Return what requests that arrived went through, in their order."""
+
+    def ms(times_ns: Iterable[float]) -> tuple[float, ...]:
+        return tuple(round(ns / 1e6, DECIMALS) for ns in times_ns)
+
+    server = timings.server
+    return Guests(
+        ttft_ms=ms(one.token_ends_ns[0] - one.arrived_ns for one in requests),
+        e2e_ms=ms(one.token_ends_ns[-1] - one.arrived_ns for one in requests),
+        queue_ms=ms(one.began_ns - one.arrived_ns for one in requests),
+        tpot_ms=ms(ns for one in requests if (ns := request_tpot_ns(one)) is not None),
+        mean_batch=round(server.requests_in_steps / max(1, steps), DECIMALS),
+        most_waiting=server.most_waiting,
     )
 
 

@@ -50,9 +50,10 @@ class Cell(Strict):
         warm_tokens: Decode tokens that are executed and not counted, before ``tokens`` that are.
         held_out: Whether nothing of it was fitted.
         ask_ns: How long what its policies ask for takes; None where they ask for nothing.
+        arrivals: Who comes when, drawn by ``seed``; None where nobody arrives by himself.
     """
 
-    LATER = frozenset({"ask_ns"})
+    LATER = frozenset({"ask_ns", "arrivals", "seed"})
 
     backend: str
     hardware: str
@@ -76,6 +77,8 @@ class Cell(Strict):
     held_out: bool
     moesim: str
     ask_ns: dict[str, int] | None = None
+    arrivals: str | None = None
+    seed: int | None = None
 
     @property
     def id(self) -> str:
@@ -87,7 +90,14 @@ class Cell(Strict):
     def group(self) -> tuple[str, ...]:
         """What two cells share that differ in the system alone: they are ranked and interleaved."""
         common = (self.hardware, self.runtime, self.model, self.trace_hash, self.budget)
-        return (*common, self.batching)
+        return (*common, self.batching, f"{self.arrivals} {self.seed}" if self.arrivals else "")
+
+    @property
+    def where(self) -> str:
+        """Budget, and how the cell is served: all but model and system."""
+        _, _, how = self.trace.partition(", ")
+        _, _, change = self.hardware.partition(" with ")
+        return ", ".join(text for text in (self.budget, how, change) if text)
 
     @property
     def batching(self) -> str:
@@ -121,6 +131,25 @@ class Busy(Strict):
     contention: int
 
 
+class Guests(Strict):
+    """What requests that arrived went through, in their order; times in ms.
+
+    Attributes:
+        ttft_ms: From a request's arrival to its first token; ``e2e_ms`` to its last.
+        queue_ms: From its arrival to its first step.
+        tpot_ms: Mean time of its tokens after the first.
+        mean_batch: Requests in a step, over all steps.
+        most_waiting: The most that waited at a time.
+    """
+
+    ttft_ms: tuple[float, ...]
+    e2e_ms: tuple[float, ...]
+    queue_ms: tuple[float, ...]
+    tpot_ms: tuple[float, ...]
+    mean_batch: float
+    most_waiting: int
+
+
 class Outcome(Strict):
     """What one run, replayed or executed, came to.
 
@@ -129,9 +158,10 @@ class Outcome(Strict):
         counts: Hits, late hits, partial hits, misses and bytes, by their name in a result row.
         stall_ms: Mean stall of each MoE layer in decode; see ``stalls.py``.
         decisions_ms: What deciding took the host, over the whole run.
+        guests: What requests went through, where they arrived by themselves.
     """
 
-    LATER = frozenset({"stall_ms", "decisions_ms"})
+    LATER = frozenset({"stall_ms", "decisions_ms", "guests"})
 
     times: Times
     gaps_ms: tuple[float, ...]
@@ -139,6 +169,7 @@ class Outcome(Strict):
     busy: Busy
     stall_ms: tuple[float, ...] | None = None
     decisions_ms: float | None = None
+    guests: Guests | None = None
 
 
 class Job(Strict):

@@ -21,6 +21,9 @@ PREDICTION_SUFFIX, PARTIAL_SUFFIX = ".prediction.json", ".partial.json"
 CHECKS = "checks.json"
 CALIBRATION = "calibration.json"
 
+ID_DIGITS = 16
+"""Of a cell's name, by which its files are called."""
+
 Document = TypeVar("Document", bound=Strict)
 
 
@@ -73,8 +76,9 @@ def read_folder(folder: Path) -> list[Evidence]:
         if not path.name.endswith((PREDICTION_SUFFIX, PARTIAL_SUFFIX))
         and path.name not in (CHECKS, CALIBRATION)
     ]
-    if not paths:
-        raise InputError(f"{folder}: no evidence of any cell; moesim validate writes it")
+    if not any(len(path.stem) == ID_DIGITS for path in paths):
+        kind = "; it has evidence of another kind, see its README.md" if paths else ""
+        raise InputError(f"{folder}: no evidence of any cell{kind}; moesim validate writes it")
     return [read_cell(path) for path in paths]
 
 

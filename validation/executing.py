@@ -124,7 +124,8 @@ def execute(
         before = after
     spans = done.spans or []
     lengths = cell.warm_tokens, cell.tokens
-    outcome = outcome_of(done.counts, done.timings, spans, done.log, lengths)
+    arrived = machine.terms is not None
+    outcome = outcome_of(done.counts, done.timings, spans, done.log, lengths, arrived=arrived)
     if outcome.times.mean_tpot < it.fastest:  # the one that least came between
         it.fastest = outcome.times.mean_tpot
         it.timeline = one_token(done.timings, spans, token_shown(cell), machine.trace.experts)

@@ -24,6 +24,7 @@ def explain(one: Evidence) -> Iterator[str]:
     yield f"  time        {_first_token(one)}"
     yield f"  by cause    {_causes(one)}"
     yield from _jobs(one)
+    yield from _guests(one)
     yield f"  outcomes    {_counts(one)}"
     yield (
         f"  noise       spread {judged.spread:.1%}, anchors moved up to {judged.drift:.1%} "
@@ -131,6 +132,18 @@ def _jobs(one: Evidence) -> Iterator[str]:
         yield (
             f"    {kind.name:28}{kind.predicted_ns / 1e3:9.1f}{kind.executed_ns / 1e3:9.1f}"
             f"{kind.total_ns / 1e3:+10.1f}   {kind.predicted} / {kind.executed}"
+        )
+
+
+def _guests(one: Evidence) -> Iterator[str]:
+    """Yield how many ran and waited together, where requests arrived by themselves."""
+    ours = one.prediction.outcome.guests
+    theirs = [guests for each in one.executions if (guests := each.outcome.guests) is not None]
+    if ours is not None and theirs:
+        yield (
+            f"  requests    predicted / executed: {ours.mean_batch:.2f} / "
+            f"{fmean(each.mean_batch for each in theirs):.2f} in a step, at most "
+            f"{ours.most_waiting} / {max(each.most_waiting for each in theirs)} wait"
         )
 
 

@@ -1,6 +1,6 @@
 """Where the figures of a validation come from: files named, the folder's own, or fresh ones."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,13 @@ class Figures:
     fit_traces: tuple[str, ...]
     before: Calibration | None
     is_of_here: bool
+
+    @property
+    def charged(self) -> Collection[str] | None:
+        """Systems of which is known what decisions take; None where nobody's are measured here."""
+        if not self.is_of_here:
+            return None
+        return () if self.before is None else self.before.decisions_ns or ()
 
 
 def take_figures(

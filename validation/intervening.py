@@ -57,13 +57,12 @@ def parse_intervention(text: str) -> Intervention:
     return Intervention(text, name, int(number))
 
 
-def check_intervention(text: str, backend: str, source: Source | None) -> None:
+def check_intervention(one: Intervention, backend: str, source: Source | None) -> None:
     """Refuse an intervention that this backend or model cannot be put to.
 
     Raises:
-        UnknownNameError, InputError: One line that names the way out.
+        InputError: One line that names the way out.
     """
-    one = parse_intervention(text)
     if one.name == PAGEABLE and (backend == "cpu" or source is None or not source.is_random):
         raise InputError(
             "--intervene pageable: copies a few experts' weights for all; give --backend cuda and "

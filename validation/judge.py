@@ -12,6 +12,7 @@ from moesim.simulator.errors import InputError
 from moesim.validation.bursts import is_by_rule
 from moesim.validation.compare import times_of
 from moesim.validation.evidence import Evidence, Execution, Judgement, Prediction, Times
+from moesim.validation.experienced import QUEUE, percentiles
 from moesim.validation.statistics import (
     MEAN,
     P99,
@@ -87,6 +88,10 @@ def judge(
         if ours is not None and theirs is not None:
             error[name] = round(relative_error(ours, theirs), 6)
             error_ms[name] = round(ours - theirs, 6)
+    for name, (ours, theirs) in _of_guests(prediction, executions).items():
+        error_ms[name] = round(ours - theirs, 6)
+        if QUEUE not in name and theirs > 0:  # who waits for nobody waits for no time
+            error[name] = round(relative_error(ours, theirs), 6)
     # The model's own routes need not be the recorded ones, to the last rounding.
     is_bound = prediction.cell.timing_free and prediction.cell.routing == "forced"
     right = not (is_bound and any(one.decisions.differing for one in executions))
@@ -105,6 +110,18 @@ def judge(
         decisions_right=right,
         within=repeatable and right and inside,
     )
+
+
+def _of_guests(
+    prediction: Prediction, executions: Sequence[Execution]
+) -> dict[str, tuple[float, float]]:
+    """Return what requests that arrived went through, predicted and measured, by figure."""
+    foretold = prediction.outcome.guests
+    went = [one.outcome.guests for one in executions]
+    if foretold is None:
+        return {}
+    ours, theirs = percentiles([foretold]), percentiles([one for one in went if one is not None])
+    return {name: (ours[name], theirs[name]) for name in ours if name in theirs}
 
 
 def gap_by_cause(prediction: Prediction, executions: Sequence[Execution]) -> dict[str, float]:

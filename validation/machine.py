@@ -11,6 +11,8 @@ from moesim.backends.controllers import Deciding
 from moesim.simulator.costs import CostModel
 from moesim.simulator.ledger import Counts, Timings
 from moesim.simulator.messages import Command, Fact
+from moesim.simulator.serving.desk import Terms
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace
 from moesim.validation.evidence import Cell
 
@@ -47,11 +49,23 @@ class Machine(Protocol):
 
     Attributes:
         costs: The machine's and the runtime's figures for the model: what predictions are made of.
-        trace: What cells serve; its requests were not fitted on.
     """
 
     costs: CostModel
-    trace: RoutingTrace
+
+    @property
+    def trace(self) -> RoutingTrace:
+        """What cells serve; its requests were not fitted on."""
+        ...
+
+    @property
+    def terms(self) -> Terms | None:
+        """On which terms requests are served that arrive by themselves; None where none do."""
+        ...
+
+    def workload(self, cell: Cell, *, signals: Sequence[str], gates: bool) -> Workload:
+        """Return what a cell serves, with what its policies read."""
+        ...
 
     def fingerprint(self) -> Mapping[str, str]:
         """Return what the machine is: GPU, driver, CPU; names of parts, never of a host."""

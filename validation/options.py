@@ -63,8 +63,11 @@ Routing = Annotated[
     typer.Option("--routing", help="forced: the trace's routes; own: the model's, on its tokens."),
 ]
 MaxBatch = Annotated[
-    int | None,
-    typer.Option(min=1, help="Let all requests arrive at once and serve up to N together."),
+    str | None,
+    typer.Option(
+        help="Comma-separated: serve up to N requests together; without --arrivals all come at "
+        "once."
+    ),
 ]
 Chunk = Annotated[
     int | None,
@@ -81,15 +84,33 @@ Minutes = Annotated[
     float | None, typer.Option(min=0.0, help="Begin no cells that would not end within them.")
 ]
 Prompt = Annotated[
-    int | None,
-    typer.Option(min=1, help="Tokens of each prompt, cut or stitched from those recorded."),
+    str | None,
+    typer.Option(
+        help="Comma-separated: tokens of each prompt, cut or stitched from those recorded."
+    ),
 ]
+ProfileTrace = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile-trace",
+        help="What systems look at that are profiled offline. Default: the other requests of the "
+        "trace.",
+    ),
+]
+Arrivals = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated: who comes when, as in moesim simulate, such as "
+        "poisson:rate=4,requests=60,prompt=200,output=64; with --max-batch."
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of arrivals, and of what is drawn for them.")]
 Intervene = Annotated[
     str | None,
     typer.Option(
         "--intervene",
-        help="Change one figure without calibrating again, and the machine with it: link=0.5, "
-        "copies=8, cpu_threads=4 or pageable.",
+        help="Comma-separated: change one figure without calibrating again, and the machine with "
+        "it: link=0.5, copies=8, cpu_threads=4 or pageable; none leaves it as it is.",
     ),
 ]
 Output = Annotated[

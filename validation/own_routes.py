@@ -5,7 +5,7 @@ every expert resident, and its commands with those of a replay of the very route
 its decisions took meanwhile is what they will be charged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from moesim.traces import RoutingTrace
 from moesim.validation.beside import Check, Checks
 from moesim.validation.deciding import Decided
 from moesim.validation.evidence_files import CHECKS, read_checks, write
+from moesim.validation.provenance import is_commit
 from moesim.validation.subject import Logits, Subject
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2, 24, 12
@@ -45,25 +46,37 @@ def prompts_of(trace: RoutingTrace, model: Model) -> list[list[int]]:
 
 
 class Trying(NamedTuple):
-    """What systems are tried on.
+    """What systems are tried on, and what of that is known.
 
     Attributes:
         subject: The model.
         costs: For policies that ask how long things take.
         tested: Claims are made on it: only its prompts are used.
         fitted: Calibrations look at it, and so may this.
+        profile: What systems that are profiled offline look at.
+        commit: Of the code.
+        charged: Systems of which it is known what their decisions take here; None asks for none.
     """
 
     subject: Subject
     costs: CostModel
     tested: RoutingTrace
     fitted: RoutingTrace
+    profile: RoutingTrace | None
+    commit: str
+    charged: Collection[str] | None
+
+    def knows(self, check: Check) -> bool:
+        """Return whether a system was checked before, as the code is now, and need not be again."""
+        is_this_code = check.commit == self.commit and is_commit(self.commit)
+        return is_this_code and (self.charged is None or check.system in self.charged)
 
     def on_own_routes(self, deciding: Deciding) -> tuple[Check | None, Decided]:
         """Let a system generate; there is no check where nothing can hold every expert."""
         resident = self.subject.resident_for(deciding)
         if resident is not None:
-            return check_system(self.subject, resident, deciding)
+            check, decided = check_system(self.subject, resident, deciding)
+            return check.model_copy(update={"commit": self.commit}), decided
         return None, _decided(self.subject, deciding, self.subject.generate(deciding))
 
     def on_routes_of_a_trace(self, deciding: Deciding) -> Decided | None:
@@ -99,11 +112,15 @@ def try_systems(
         say("own routes: not checked, nothing here holds every expert at once")
     budget_bytes = trying.subject.budget_bytes(BUDGET, trying.tested)
     for choice in choices:
+        if choice.system in known and trying.knows(known[choice.system]):
+            say(f"{choice.system}: own routes checked before")
+            continue
         deciding = Deciding(
             policies=choice.policies,
             budget_bytes=budget_bytes,
             system=choice.system,
             costs=trying.costs,
+            profile_trace=trying.profile,
         )
         unknown = _unknown(deciding)
         if unknown:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from moesim.backends.batches import workload_for
 from moesim.simulator.engines.simpy import SimpyEngine
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.ledger import check
@@ -49,7 +48,7 @@ def predict(machine: Machine, cell: Cell) -> Replayed:
     )
     engine = SimpyEngine(
         controller,
-        workload_for(deciding.policies, trace, signals=signals, gates="gates" in deciding.needs),
+        machine.workload(cell, signals=signals, gates="gates" in deciding.needs),
         costs,
         expert_bytes=controller.residency.part_bytes,
         splits=controller.residency.is_split,
@@ -58,6 +57,7 @@ def predict(machine: Machine, cell: Cell) -> Replayed:
         compute=controller.compute,
         ask_ns=cell.ask_ns,
         keep_spans=True,
+        terms=machine.terms,
     )
     timings = engine.run()
     controller.close()
@@ -78,6 +78,7 @@ def predict(machine: Machine, cell: Cell) -> Replayed:
             engine.spans,
             controller.log,
             (cell.warm_tokens, cell.tokens),
+            arrived=machine.terms is not None,
         ),
         evidence=costs.evidence_for(busy),
         band=round(costs.band_for(busy), 6),

@@ -11,6 +11,7 @@ long copies is executed once more (``bursts.py``).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 from pathlib import Path
 from time import monotonic
 
@@ -60,6 +61,23 @@ def group_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
     return sorted(groups.values(), key=worth)
 
 
+@dataclass(slots=True)
+class Pace:
+    """How much time there is, and how much was needed so far.
+
+    Attributes:
+        until_s: On the monotonic clock; None is no limit.
+        cell_s: What the slowest cell took so far; 0 before the first.
+    """
+
+    until_s: float | None = None
+    cell_s: float = 0.0
+
+    def left_s(self) -> float:
+        """Return how long it goes on."""
+        return inf if self.until_s is None else self.until_s - monotonic()
+
+
 def run_cells(
     machine: Machine,
     cells: Sequence[Cell],
@@ -67,7 +85,7 @@ def run_cells(
     origin: Origin,
     *,
     anchors_ns: dict[str, int],
-    until_s: float | None = None,
+    pace: Pace | None = None,
     say: Say = lambda _line: None,
 ) -> list[Evidence]:
     """Predict and execute the cells that the folder lacks; return the evidence of all.
@@ -78,15 +96,15 @@ def run_cells(
         folder: Where evidence goes; it exists.
         origin: Who made it.
         anchors_ns: The anchors as they were at calibration.
-        until_s: On the monotonic clock: begin no group that would not end before, but for the
-            first, and repeat nothing because of an anchor unless the group still ends before.
+        pace: Begin no group that would not end in time, but for the first, and repeat nothing
+            because of an anchor unless the group still ends in time.
         say: Told what happens, a line at a time.
 
     Raises:
         InputError: A file in the folder contradicts what would be written.
     """
     found: list[Evidence] = []
-    cell_s = 0.0  # what the slowest cell took so far
+    pace = pace or Pace()
     for group in group_cells(cells):
         missing = []
         for cell in group:
@@ -98,13 +116,13 @@ def run_cells(
                 missing.append(cell)
         if not missing:
             continue
-        left_s = None if until_s is None else until_s - monotonic()
-        if left_s is not None and cell_s and cell_s * len(missing) > left_s:
+        left_s = pace.left_s()
+        if pace.cell_s and pace.cell_s * len(missing) > left_s:
             say(f"{group[0].budget}: left for another time, {max(0.0, left_s) / 60:.1f} min remain")
             continue
         group_began_s = monotonic()
-        found += _run_group(machine, missing, folder, origin, anchors_ns, until_s, say)
-        cell_s = max(cell_s, (monotonic() - group_began_s) / len(missing))
+        found += _run_group(machine, missing, folder, origin, anchors_ns, pace.until_s, say)
+        pace.cell_s = max(pace.cell_s, (monotonic() - group_began_s) / len(missing))
     return found
 
 

@@ -7,12 +7,16 @@ from typing import Any, Protocol
 import torch
 
 from moesim.backends.controllers import Deciding, splits
-from moesim.backends.execution import Execution
+from moesim.backends.execution import Execution, MakeDriver
 from moesim.backends.told import told_by
 from moesim.simulator.costs import CostModel
+from moesim.simulator.policies.base import UNLIMITED_BYTES
+from moesim.simulator.serving.desk import Terms
+from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace
 from moesim.validation.cells import Routing, policies_of
 from moesim.validation.evidence import Cell
+from moesim.validation.loads import Load
 from moesim.validation.subject import Subject
 from moesim.validation.wishes import Wishes
 
@@ -81,13 +85,35 @@ class Rig(Protocol):
 
 @dataclass(slots=True)
 class RiggedMachine:
-    """A subject on its rig with the figures that predict it: a ``Machine``."""
+    """A subject on its rig with the figures that predict it: a ``Machine``.
+
+    Attributes:
+        load: What is served.
+        make_driver: The device, as an intervention may have made it.
+        profile: What systems that are profiled offline look at.
+    """
 
     rig: Rig
     subject: Subject
     costs: CostModel
-    trace: RoutingTrace
+    load: Load
     routing: Routing
+    make_driver: MakeDriver
+    profile: RoutingTrace | None = None
+
+    @property
+    def trace(self) -> RoutingTrace:
+        """What cells serve."""
+        return self.load.trace
+
+    @property
+    def terms(self) -> Terms | None:
+        """On which terms requests are served that arrive by themselves."""
+        return self.load.terms(self.subject.opened.kv_bytes_per_token)
+
+    def workload(self, cell: Cell, *, signals: Sequence[str], gates: bool) -> Workload:
+        """Return what a cell serves, with what its policies read."""
+        return self.load.workload(policies_of(cell), signals=signals, gates=gates)
 
     def fingerprint(self) -> dict[str, str]:
         """Return what the machine is, which cores do what, and what memory experts share."""
@@ -111,12 +137,16 @@ class RiggedMachine:
 
         With forced routes that is what the trace kept.
         """
+        terms = self.terms
         deciding = Deciding(
             policies=policies_of(cell),
             budget_bytes=cell.expert_budget_bytes,
+            kv_bytes=terms.kv.room_bytes if terms and terms.kv else UNLIMITED_BYTES,
             system=cell.system,
+            seed=cell.seed or 0,
             window_bytes=self.costs.window_bytes,
             costs=self.costs,
+            profile_trace=self.profile,
         )
         return deciding if self.routing == "own" else told_by(self.trace, deciding)
 
@@ -135,4 +165,12 @@ class RiggedMachine:
 
     def execute(self, cell: Cell) -> Execution:
         """Execute a cell from cold."""
-        return self.subject.serve(self.deciding(cell), self.trace, self.routing)
+        stream = self.load.stream
+        return self.subject.serve(
+            self.deciding(cell),
+            self.trace,
+            self.routing,
+            make_driver=self.make_driver,
+            arrivals=None if stream is None else stream.new_arrivals(),
+            terms=self.terms,
+        )

@@ -8,21 +8,18 @@ from moesim.traces import RoutingTrace
 
 def held_out(
     trace: RoutingTrace, fitted: RoutingTrace, tokens: int, requests: int = 1
-) -> RoutingTrace:
+) -> list[int]:
     """Return the first requests that nothing was fitted on, with enough decode tokens.
 
     Raises:
         InputError: The trace has too few decode tokens, or requests.
     """
-    seen = {fitted.select_requests([n]).expert_TLK[:].tobytes() for n in range(fitted.requests)}
     starts = trace.row_starts().tolist()
     decode = 0
     taken: list[int] = []
-    for number in range(trace.requests):
+    for number in not_fitted(trace, fitted):
         if decode >= tokens and len(taken) >= requests:
             break
-        if trace.select_requests([number]).expert_TLK[:].tobytes() in seen:
-            continue
         rows = slice(starts[number], starts[number + 1])
         decode += int((~trace.is_prefill_T[rows].astype(bool)).sum())
         taken.append(number)
@@ -36,7 +33,17 @@ def held_out(
             f"--max-batch {requests}: the trace has {len(taken)} requests that nothing was fitted "
             "on; lower it, or give a longer trace"
         )
-    return trace.select_requests(taken)
+    return taken
+
+
+def not_fitted(trace: RoutingTrace, fitted: RoutingTrace) -> list[int]:
+    """Return which requests of a trace are none of those that were fitted on."""
+    seen = {fitted.select_requests([n]).expert_TLK[:].tobytes() for n in range(fitted.requests)}
+    return [
+        number
+        for number in range(trace.requests)
+        if trace.select_requests([number]).expert_TLK[:].tobytes() not in seen
+    ]
 
 
 def check_topology(ours: tuple[int, int, int], name: str, trace: RoutingTrace, path: Path) -> None:

@@ -5,7 +5,7 @@ those of the folder, or fresh ones), then predict and execute the cells.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import typer
 
 from moesim.backends.sources import cut
 from moesim.backends.suiting import suited
-from moesim.simulator import models
+from moesim.simulator import models, registry
 from moesim.simulator.commands.policies import Choice
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import MoesimError
@@ -23,17 +23,18 @@ from moesim.traces import RoutingTrace, load, samples
 from moesim.validation.beside import Check
 from moesim.validation.cells import Routing, check_disjoint, choose_system, make_cell
 from moesim.validation.evidence import Cell, Evidence
-from moesim.validation.figures import Profiles, keep_calibration, take_figures, with_decisions
-from moesim.validation.intervening import parse_intervention
+from moesim.validation.figures import Figures, keep_calibration, take_figures, with_decisions
 from moesim.validation.interventions import made_so, predicted
-from moesim.validation.long_prompts import with_prompts
+from moesim.validation.loads import Load, load_of, rest_of
 from moesim.validation.own_routes import Trying, try_systems
-from moesim.validation.protocol import Origin, run_cells
+from moesim.validation.protocol import Origin, Pace, run_cells
 from moesim.validation.provenance import command_given, commit_of
 from moesim.validation.rig import Rig, RiggedMachine
-from moesim.validation.routes import check_topology, held_out
+from moesim.validation.routes import check_topology
 from moesim.validation.subject import Subject
 from moesim.validation.wishes import Wishes
+
+PROFILED = frozenset({"profile", "transitions"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,19 @@ def run_session(wishes: Wishes) -> Session:
         MoesimError, TraceError, ProfileError: A name, a file or a budget is wrong, or an execution
             failed; evidence of cells that ended stays.
     """
-    began_s = monotonic()
+    began_s, commit = monotonic(), commit_of(wishes.commit)
     rig = _rig(wishes.backend)
     minutes = rig.minutes if wishes.minutes is None else wishes.minutes
     trace_path = wishes.trace or Path(samples.__path__[0]) / "reference-12x32.npz"
     trace, trace_name = load(trace_path), trace_path.name
     _check_shape(wishes, trace, trace_path)
     fitted = rig.fitted_on(trace)
-    tested = held_out(trace, fitted, sum(wishes.lengths[:2]), wishes.max_batch or 1)
+    loads = [
+        load_of(setting, trace, trace_name, fitted, sum(wishes.lengths[:2]))
+        for setting in wishes.settings
+    ]
+    tested = loads[0].trace
+    profile = _profile(wishes, trace, fitted, loads)
     with ExitStack() as stack:
         if wishes.output is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -74,7 +80,6 @@ def run_session(wishes: Wishes) -> Session:
         else:
             folder = wishes.output
             folder.mkdir(exist_ok=True)
-        tested, name = _served(wishes, tested, trace_name)
         taken = None
         if not rig.measures_on_the_model:
             taken = take_figures(wishes, rig, None, fitted, folder, minutes, _say)
@@ -89,38 +94,36 @@ def run_session(wishes: Wishes) -> Session:
             taken = take_figures(wishes, rig, subject, fitted, folder, minutes, _say)
         costs = CostModel(*taken.profiles, subject.opened.costs_of)
         checks, executed = try_systems(
-            Trying(subject, costs, tested, fitted), choices, folder, _say
+            Trying(subject, costs, tested, fitted, profile, commit, taken.charged),
+            choices,
+            folder,
+            _say,
         )
         resident_ms = subject.resident_ms(tested)
         taken, decided = with_decisions(taken, choices, fitted, executed)
         calibration = keep_calibration(taken, decided, rig, subject, folder)
         if taken.fit_traces:
-            check_disjoint(fitted, tested)
-        profiles = taken.profiles
-        if wishes.intervene is not None:
-            intervention = parse_intervention(wishes.intervene)
-            profiles = predicted(intervention, profiles, rig.cpu_threads)
-            subject.make_driver = made_so(intervention, subject.make_driver)
-        costs = CostModel(*profiles, subject.opened.costs_of)
-        machine = RiggedMachine(rig, subject, costs, tested, _routing(wishes))
-        cells = _cells(
-            wishes,
-            subject,
-            choices,
-            (profiles, taken.fit_traces, decided.asks_ns),
-            tested,
-            name,
-        )
+            for each in loads:
+                check_disjoint(fitted, each.drawn_from or each.trace)
+        origin = Origin(command_given(), commit, resident_ms)
+        pace = Pace(None if minutes is None else began_s + 60 * minutes)
+        found: list[Evidence] = []
         try:
-            found = run_cells(
-                machine,
-                cells,
-                folder,
-                Origin(command_given(), commit_of(wishes.commit), resident_ms),
-                anchors_ns=calibration.anchors_ns,
-                until_s=None if minutes is None else began_s + 60 * minutes,
-                say=_say,
-            )
+            for each in loads:
+                if each.setting.told:
+                    _say(f"{each.setting.told}:")
+                machine, cells = _machine(
+                    wishes, rig, subject, choices, each, taken, decided.asks_ns, profile
+                )
+                found += run_cells(
+                    machine,
+                    cells,
+                    folder,
+                    origin,
+                    anchors_ns=calibration.anchors_ns,
+                    pace=pace,
+                    say=_say,
+                )
         except (KeyboardInterrupt, MoesimError):
             if wishes.output is not None:
                 _say(f"every execution that ended is kept in {folder}; the same command goes on")
@@ -138,49 +141,72 @@ def _rig(backend: str) -> Rig:
     return CudaRig(backend)
 
 
-def _served(wishes: Wishes, tested: RoutingTrace, name: str) -> tuple[RoutingTrace, str]:
-    """Return the requests as they are served, and what evidence calls them."""
-    if wishes.prompt is not None:
-        tested, how = with_prompts(tested, wishes.prompt)
-        name = f"{name}, {how}"
-    if wishes.max_batch is not None:
-        name = f"{name}, batch {wishes.max_batch}"
-    return tested, name
-
-
-def _routing(wishes: Wishes) -> Routing:
-    return "own" if wishes.routing == "own" else "forced"
-
-
-def _cells(
+def _machine(
     wishes: Wishes,
+    rig: Rig,
     subject: Subject,
     choices: Sequence[Choice],
-    known: tuple[Profiles, tuple[str, ...], dict[str, dict[str, int]]],
-    tested: RoutingTrace,
-    trace_name: str,
-) -> list[Cell]:
-    """Return every system at every budget; what is known are profiles, fit traces, asks' times."""
-    profiles, fit_traces, asks_ns = known
-    return [
+    load: Load,
+    taken: Figures,
+    asks_ns: Mapping[str, dict[str, int]],
+    profile: RoutingTrace | None,
+) -> tuple[RiggedMachine, list[Cell]]:
+    """Return the machine of a setting, and its cells: every system at every budget."""
+    setting, profiles, make_driver = load.setting, taken.profiles, subject.make_driver
+    if setting.intervention is not None:
+        profiles = predicted(setting.intervention, profiles, rig.cpu_threads)
+        make_driver = made_so(setting.intervention, make_driver)
+    routing: Routing = "own" if wishes.routing == "own" else "forced"
+    costs = CostModel(*profiles, subject.opened.costs_of)
+    fit_traces = (
+        taken.fit_traces if profile is None else (*taken.fit_traces, profile.content_hash())
+    )
+    cells = [
         make_cell(
             choice,
             budget,
-            subject.budget_bytes(budget, tested, wishes.batching),
+            subject.budget_bytes(budget, load.trace, setting.batching),
             backend=wishes.backend,
             profiles=profiles,
             fit_traces=fit_traces,
             model=subject.name,
-            trace=tested,
-            trace_name=trace_name,
-            routing=_routing(wishes),
-            lengths=wishes.lengths,
-            batching=wishes.batching,
+            trace=load.trace,
+            trace_name=load.name,
+            routing=routing,
+            lengths=load.lengths(wishes.lengths),
+            batching=setting.batching,
+            arrivals=None if load.stream is None else (load.stream.text, setting.seed),
             ask_ns=asks_ns.get(choice.system) or None,
         )
         for budget in wishes.budgets
         for choice in choices
     ]
+    return RiggedMachine(rig, subject, costs, load, routing, make_driver, profile), cells
+
+
+def _profile(
+    wishes: Wishes, trace: RoutingTrace, fitted: RoutingTrace, loads: Sequence[Load]
+) -> RoutingTrace | None:
+    """Return what systems look at that are profiled offline; None where nobody is or can be.
+
+    Raises:
+        InputError: It is served too.
+    """
+    needs = frozenset().union(
+        *(
+            registry.parse(axis, text).needs
+            for system in wishes.systems
+            for axis, text in choose_system(system).policies.items()
+        )
+    )
+    if not needs & PROFILED:
+        return None
+    if wishes.profile_trace is None:
+        return rest_of(trace, fitted, loads)
+    profile = load(wishes.profile_trace)
+    for each in loads:
+        check_disjoint(profile, each.drawn_from or each.trace)
+    return profile
 
 
 def _check_shape(wishes: Wishes, trace: RoutingTrace, path: Path) -> None:

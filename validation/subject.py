@@ -20,6 +20,8 @@ from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.registry import options
+from moesim.simulator.serving.arrivals import Arrivals
+from moesim.simulator.serving.desk import Terms
 from moesim.traces import RoutingTrace
 from moesim.validation.cells import ALONE, Batching, Routing, is_slots
 
@@ -75,9 +77,24 @@ class Subject:
         return self.opened.budget_bytes(spec, int(trace.position_T.max()) + 1, batch or 1, chunk)
 
     def serve(
-        self, deciding: Deciding, trace: RoutingTrace, routing: Routing = "forced"
+        self,
+        deciding: Deciding,
+        trace: RoutingTrace,
+        routing: Routing = "forced",
+        *,
+        make_driver: MakeDriver | None = None,
+        arrivals: Arrivals | None = None,
+        terms: Terms | None = None,
     ) -> Execution:
         """Execute the requests of a trace from cold, keeping log and jobs.
+
+        Args:
+            deciding: The system.
+            trace: What is served.
+            routing: Whose routes.
+            make_driver: The device, where it is not the subject's own.
+            arrivals: When requests come; by default at once in a batch, else one after another.
+            terms: On which terms they are served.
 
         Raises:
             CapabilityError: The model's own routes are wanted and the trace has no tokens.
@@ -100,8 +117,9 @@ class Subject:
                 horizons=horizons_of(deciding),
                 name=self.name,
                 keep=Keep(log=True, spans=True),
-                make_driver=self.make_driver,
-                arrivals=arrivals_for(deciding.policies, len(requests)),
+                make_driver=make_driver or self.make_driver,
+                arrivals=arrivals or arrivals_for(deciding.policies, len(requests)),
+                terms=terms,
             )
 
     def resident_ms(self, trace: RoutingTrace) -> float | None:

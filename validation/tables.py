@@ -8,6 +8,7 @@ import typer
 from moesim.simulator.tables import print_table
 from moesim.validation.beside import Check
 from moesim.validation.evidence import Cell, Evidence
+from moesim.validation.experienced import KINDS, PERCENTILES, both
 from moesim.validation.judge import Verdict
 
 NONE = "-"
@@ -18,9 +19,10 @@ DEAR = ("system", "over the physical floor", "over every expert resident")
 def print_cells(found: Sequence[Evidence]) -> None:
     """Print the held-out cells, then those that figures were fitted on.
 
-    There is a table for each budget, and where they differ for each model, trace and profile; under
-    it, how many times what the bytes moved must take (``physical.py``) a token took, and what it
-    takes with every expert in VRAM, where that is known.
+    There is a table for each budget, and where they differ for each model, trace and profile. Under
+    it is what requests went through that arrived by themselves; and how many times what the bytes
+    moved must take (``physical.py``) a token took, and what it takes with every expert in VRAM,
+    where that is known.
     """
     places = [_place(one.prediction.cell) for one in found]
     told = [len(set(column)) > 1 for column in zip(*places, strict=True)]
@@ -32,9 +34,27 @@ def print_cells(found: Sequence[Evidence]) -> None:
             more = [f", {text}" for text, is_told in zip(others, told[1:], strict=True) if is_told]
             where = f"at {budget}{''.join(more)}"
             print_table(f"{title} {where}: mean TPOT in ms", HEADS, map(_row, cells))
+            _print_guests(where, cells)
             dear = [_dear_row(one) for one in cells]
             if any(row[1:] != [NONE, NONE] for row in dear):
                 print_table(f"what a token took {where}", DEAR, dear)
+
+
+def _print_guests(where: str, cells: Sequence[Evidence]) -> None:
+    """Print what requests went through where they arrived by themselves."""
+    rows = []
+    for one in cells:
+        found = both(one)
+        if found is not None:
+            names = [f"p{percent}_request_{kind}" for kind in KINDS for percent in PERCENTILES]
+            rows.append([one.prediction.cell.system, *(_both(found, name) for name in names)])
+    if rows:
+        heads = [f"{text} p{percent}" for text in KINDS.values() for percent in PERCENTILES]
+        print_table(f"requests {where}: predicted / measured in ms", ("system", *heads), rows)
+
+
+def _both(found: tuple[dict[str, float], dict[str, float]], name: str) -> str:
+    return " / ".join(f"{side[name]:.1f}" if name in side else NONE for side in found)
 
 
 def _place(cell: Cell) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from moesim.backends.wishes import BACKENDS
 from moesim.hardware_profiles import ProfileError
 from moesim.hardware_profiles.units import parse_bytes, parse_ppm
 from moesim.simulator.errors import InputError, UnknownNameError
-from moesim.validation.cells import Batching, choose_system, is_slots, split_list
+from moesim.validation.cells import choose_system, is_slots, split_list
 from moesim.validation.intervening import check_intervention
+from moesim.validation.settings import Setting
 
 ROUTINGS = ("forced", "own")
 DEFAULT_SYSTEMS = "on-demand,mixtral-offloading,lru+next_gate:horizon=1"
@@ -29,11 +30,10 @@ class Wishes:
         source: None is the reference model.
         warm: Decode tokens that are not counted; ``tokens`` are those that are.
         repeats: Executions of each cell.
-        prompt: Tokens of each prompt; None serves prompts as they were recorded.
-        intervene: See ``intervening.py``.
-        max_batch: Requests that run together; all arrive at once.
-        chunk: Prompt tokens of a step; None takes prompts whole.
+        settings: How cells are served, one after another.
         commit: Of the code; None asks git.
+        profile_trace: What systems that are profiled offline look at; None is what else was
+            recorded in the same trace.
     """
 
     backend: str
@@ -50,11 +50,9 @@ class Wishes:
     repeats: int
     minutes: float | None
     output: Path | None
-    prompt: int | None = None
-    intervene: str | None = None
-    max_batch: int | None = None
-    chunk: int | None = None
+    settings: tuple[Setting, ...] = (Setting(),)
     commit: str | None = None
+    profile_trace: Path | None = None
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -65,11 +63,6 @@ class Wishes:
             tokens if self.tokens is None else self.tokens,
             self.repeats,
         )
-
-    @property
-    def batching(self) -> Batching:
-        """Requests that run together, prompt tokens of a step."""
-        return self.max_batch, self.chunk
 
     @property
     def systems(self) -> list[str]:
@@ -96,13 +89,9 @@ def check_wishes(wishes: Wishes) -> None:
         raise UnknownNameError("routing", wishes.routing, ROUTINGS)
     _check_profiles(wishes)
     _check_model(wishes)
-    if wishes.prompt is not None and wishes.routing == "own":
-        raise InputError("--prompt makes prompts of recorded rows; use --routing forced")
-    if wishes.intervene is not None:
-        check_intervention(wishes.intervene, wishes.backend, wishes.source)
+    for setting in wishes.settings:
+        _check_setting(wishes, setting)
     _check_output(wishes.output)
-    for text in wishes.systems:
-        batched(choose_system(text).policies, *wishes.batching)
     _check_budgets(wishes)
 
 
@@ -121,8 +110,32 @@ def _check_model(wishes: Wishes) -> None:
         raise InputError("give --model and --trace together, or neither for the reference model")
     if wishes.source is not None and wishes.source.is_random and wishes.routing == "own":
         raise InputError("--routing own: random weights route by chance; use --routing forced")
-    if wishes.trace is not None and not wishes.trace.exists():
-        raise InputError(f"--trace {wishes.trace}: no such file or folder")
+    for option, path in (("--trace", wishes.trace), ("--profile-trace", wishes.profile_trace)):
+        if path is not None and not path.exists():
+            raise InputError(f"{option} {path}: no such file or folder")
+
+
+def _check_setting(wishes: Wishes, setting: Setting) -> None:
+    if wishes.routing == "own":
+        for option, is_given in (
+            ("--prompt", setting.prompt is not None),
+            ("--arrivals", setting.arrivals is not None),
+        ):
+            if is_given:
+                raise InputError(f"{option} makes requests of recorded rows; use --routing forced")
+    if setting.arrivals is not None:
+        if setting.batching[0] is None:
+            raise InputError(
+                f"--arrivals {setting.arrivals}: how many run together? Add --max-batch"
+            )
+        if setting.prompt is not None:
+            raise InputError(
+                f"--prompt {setting.prompt}: say prompt=N,output=N in --arrivals instead"
+            )
+    if setting.intervention is not None:
+        check_intervention(setting.intervention, wishes.backend, wishes.source)
+    for text in wishes.systems:
+        batched(choose_system(text).policies, *setting.batching)
 
 
 def _check_output(output: Path | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moesim.backends.batches import workload_for
 from moesim.backends.controllers import Deciding
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
 from moesim.simulator.costs import CostModel
@@ -16,7 +17,7 @@ from moesim.simulator.engines.simpy import SimpyEngine
 from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, TraceHeader, write
 from moesim.traces.assemble import RequestRows, assemble
-from moesim.validation.cells import choose_system, make_cell
+from moesim.validation.cells import choose_system, make_cell, policies_of
 from moesim.validation.evidence import Cell
 from moesim.validation.protocol import Origin
 
@@ -69,6 +70,7 @@ class FakeMachine:
     noise: list[float] = field(default_factory=list)
     anchor_readings: list[dict[str, int]] = field(default_factory=list)
     before: Callable[[Cell], None] = lambda _cell: None
+    terms: None = None
     executed: list[str] = field(default_factory=list)
 
     def fingerprint(self):
@@ -83,6 +85,9 @@ class FakeMachine:
     def deciding(self, cell: Cell) -> Deciding:
         policies = {"cache": cell.cache, "prefetch": cell.prefetch, "schedule": cell.schedule}
         return Deciding(policies=policies, budget_bytes=cell.expert_budget_bytes, costs=self.costs)
+
+    def workload(self, cell, *, signals, gates):
+        return workload_for(policies_of(cell), self.trace, signals=signals, gates=gates)
 
     def take_turns(self, cells):
         return [[*cells]]

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="it runs a real model")
 
-from moesim.backends.budget import kv_bytes_per_token  # noqa: E402 - after the skip
+from moesim.backends.batches import workload_for  # noqa: E402 - after the skip
+from moesim.backends.budget import kv_bytes_per_token  # noqa: E402
 from moesim.backends.controllers import Deciding  # noqa: E402
 from moesim.backends.drivers.threads import ThreadsDriver  # noqa: E402
 from moesim.backends.execution import execute  # noqa: E402
@@ -24,7 +25,7 @@ from moesim.simulator.costs import CostModel  # noqa: E402
 from moesim.simulator.errors import CapabilityError, InputError  # noqa: E402
 from moesim.simulator.ledger import RequestTimes  # noqa: E402
 from moesim.simulator.messages import FormStep  # noqa: E402
-from moesim.validation.cells import choose_system, make_cell  # noqa: E402
+from moesim.validation.cells import choose_system, make_cell, policies_of  # noqa: E402
 from moesim.validation.commands import validate  # noqa: E402
 from moesim.validation.compare import compare_decisions, gaps_in_time  # noqa: E402
 from moesim.validation.predict import predict  # noqa: E402
@@ -78,6 +79,11 @@ class _Machine:
         policies = {"cache": cell.cache, "prefetch": cell.prefetch, "schedule": cell.schedule}
         return Deciding(policies=policies, budget_bytes=cell.expert_budget_bytes, costs=self.costs)
 
+    terms = None
+
+    def workload(self, cell: Any, *, signals: Any, gates: bool) -> Any:
+        return workload_for(policies_of(cell), self.trace, signals=signals, gates=gates)
+
     def cell(self, system: str, batching: Any) -> Any:
         return make_cell(
             choose_system(system),
@@ -130,7 +136,7 @@ def test_a_batch_needs_as_many_requests(machine: Any) -> None:
     """As many requests are taken as run together, and too few of them are refused."""
     trace = machine.trace
     fitted = trace.select_requests([3])
-    assert held_out(trace, fitted, 3, requests=3).requests == 3
+    assert held_out(trace, fitted, 3, requests=3) == [0, 1, 2]
     with pytest.raises(InputError, match="--max-batch 4: the trace has 3 requests"):
         held_out(trace, fitted, 3, requests=4)
 

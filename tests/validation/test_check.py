@@ -127,8 +127,11 @@ def test_a_folder_without_evidence_is_one_line(folder: Path, tmp_path: Path) -> 
         check(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no evidence of any cell"):
         check(folder)
-    (folder / "x.json").write_text('{"prediction_hash": 3}')
-    with pytest.raises(InputError, match=r"x.json: prediction_hash: .* it is not evidence") as told:
+    name = f"{'0' * 16}.json"
+    (folder / name).write_text('{"prediction_hash": 3}')
+    with pytest.raises(
+        InputError, match=rf"{name}: prediction_hash: .* it is not evidence"
+    ) as told:
         check(folder)
     assert "\n" not in str(told.value)
 

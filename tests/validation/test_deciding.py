@@ -150,8 +150,8 @@ def test_systems_of_one_layout_take_turns_where_a_change_costs(
     """All take turns where layouts change at no cost; else those that split come last."""
     cells = cells_of(machine, systems=("moepic", "lru", "on-demand"))
     subject: Any = SimpleNamespace(relaying=SimpleNamespace(is_free=lambda: free))
-    rig: Any = None
-    rigged = RiggedMachine(rig, subject, machine.costs, machine.trace, "forced")
+    none: Any = None
+    rigged = RiggedMachine(none, subject, machine.costs, none, "forced", none)
     lots = [[cell.system for cell in lot] for lot in rigged.take_turns(cells)]
     if free:
         assert lots == [["moepic", "lru", "on-demand"]]

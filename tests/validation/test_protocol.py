@@ -8,7 +8,7 @@ import pytest
 
 from moesim.simulator.errors import InputError
 from moesim.validation.evidence_files import read_folder
-from moesim.validation.protocol import group_cells, run_cells
+from moesim.validation.protocol import Pace, group_cells, run_cells
 
 STILL = {"copy": 1000, "loop": 500}
 MOVED = {"copy": 1000, "loop": 600}
@@ -133,7 +133,7 @@ def test_groups_that_do_not_fit_the_time_are_left(
     cells = cells_of(machine, slots=(12, 24))
 
     found = run_cells(
-        machine, cells, folder, origin, anchors_ns=STILL, until_s=0.0, say=said.append
+        machine, cells, folder, origin, anchors_ns=STILL, pace=Pace(0.0), say=said.append
     )
 
     assert {one.prediction.cell.budget for one in found} == {"12 slots"}

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -63,9 +62,7 @@ def test_topologies_are_layers_experts_and_top_k(trace_of: Callable[..., Routing
 def test_what_was_fitted_on_is_not_tested(trace_of: Callable[..., RoutingTrace]) -> None:
     """The first requests are taken, but for the fitted one; where too few are left, it is said."""
     trace = trace_of(requests=3)
-    tested = held_out(trace, trace.select_requests([0]), 40)
-    expected = trace.select_requests([1, 2])
-    np.testing.assert_array_equal(expected.expert_TLK[:], tested.expert_TLK[:])
+    assert held_out(trace, trace.select_requests([0]), 40) == [1, 2]
     with pytest.raises(InputError, match="60 decode tokens that nothing was fitted on, 61 are"):
         held_out(trace, trace.select_requests([2]), 61)
 
