@@ -8,8 +8,15 @@ from moesim.simulator import systems
 from moesim.simulator.registry import Axis
 
 PERIODS = (1, 10, 20, 40, 60, 80)
-ADAPTIVE_PERIODS = (1, 2, 3, 5, 10, 40, 160)
+ADAPTIVE_PERIODS = (1, 2, 3, 5, 10, 40)
+RIVALS = {
+    "best window": "predictor=best_window",
+    "last 80 prompts": "window=80",
+    "light": "predictor=light",
+}
+"""Who predicts both at a fixed p and adaptively, beside the last 20 prompts."""
 PLAIN = "resident_first"
+START = "first=profile"
 SKIP = "fallback:miss=skip,ranking=top/resident_first"
 REPLAYED = "last 20 prompts"
 """The arm whose replays give the line that counted arms are timed by."""
@@ -47,36 +54,40 @@ class Arm:
 
 def arms(networks: Path) -> Iterator[Arm]:
     """Yield what is compared in every order; what a table cannot do without comes first."""
-    start = "first=profile"
     asked = f"predictor=network,file={networks}"
     for p in (1, 40):
-        yield Arm(REPLAYED, f"periodic:period={p},{start}", period=p)
+        yield Arm(REPLAYED, f"periodic:period={p},{START}", period=p)
     yield Arm("lru", "lru", engine="compiled")
     yield Arm("lfu", "lfu", engine="compiled")
     for name in ("pregated", "moe-infinity"):
         bundle = systems.load(name)
         yield Arm(name, bundle.cache, bundle.schedule, bundle.prefetch)
 
-    def counted(name: str, options: str, period: int | None = None) -> Arm:
-        return Arm(name, f"periodic:{options},{start}", period=period, engine="counted")
-
-    yield counted("static offline set", "period=1000000,window=1000000")
+    yield _counted("static offline set", "period=1000000,window=1000000")
     for p in (10, 20, 60, 80):
-        yield counted(REPLAYED, f"period={p}", p)
+        yield _counted(REPLAYED, f"period={p}", p)
     for p in PERIODS:
-        yield counted("XLNet A", f"period={p},{asked}", p)
-    for p in ADAPTIVE_PERIODS:
-        yield counted("adaptive", f"period={p},predictor=best_window,adapt=true", p)
-    yield counted("best window, not adaptive", "period=10,predictor=best_window", 10)
-    for window in (20, 80):
-        name = f"last {window} prompts, adaptive"
-        yield counted(name, f"period=40,window={window},adapt=true", 40)
-    yield counted("light, adaptive", "period=40,predictor=light,adapt=true", 40)
+        yield _counted("XLNet A", f"period={p},{asked}", p)
+    yield from _rivals()
     for p in (1, 40):
-        yield counted("perfect prediction", f"period={p},predictor=signal", p)
-    yield counted("perfect mean of 40", "period=40,predictor=signal,signal=ahead_use_RLE", 40)
-    yield counted("random", "period=40,predictor=random", 40)
-    yield counted("light", "period=1,predictor=light", 1)
+        yield _counted("perfect prediction", f"period={p},predictor=signal", p)
+    yield _counted("perfect mean of 40", "period=40,predictor=signal,signal=ahead_use_RLE", 40)
+    yield _counted("random", "period=40,predictor=random", 40)
+
+
+def _rivals() -> Iterator[Arm]:
+    """Yield whoever predicts both at a fixed p and adaptively; last 20 has its fixed p above."""
+    for name, options in RIVALS.items():
+        for p in PERIODS:
+            yield _counted(name, f"period={p},{options}", p)
+        for p in ADAPTIVE_PERIODS:
+            yield _counted(f"{name}, adaptive", f"period={p},{options},adapt=true", p)
+    for p in ADAPTIVE_PERIODS:
+        yield _counted(f"{REPLAYED}, adaptive", f"period={p},adapt=true", p)
+
+
+def _counted(name: str, options: str, period: int | None = None) -> Arm:
+    return Arm(name, f"periodic:{options},{START}", period=period, engine="counted")
 
 
 def once(held: int, experts_are: str) -> Iterator[Arm]:
@@ -109,3 +120,9 @@ def once(held: int, experts_are: str) -> Iterator[Arm]:
         "periodic:period=1,predictor=signal,first=profile",
         period=1,
     )
+    for name in ("best_window", "light"):
+        yield Arm(
+            f"{name.replace('_', ' ')}, adaptive, replayed",
+            f"periodic:period=2,predictor={name},adapt=true,first=profile",
+            period=2,
+        )

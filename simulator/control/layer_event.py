@@ -228,7 +228,11 @@ class LayerEvents:
         first = out.number + 1
         counts = (1,) * len(experts)
         if not self._is_single:
-            counts = tuple(map(demand.tokens.__getitem__, experts))
+            served = demand.tokens
+            if is_hits and len(experts) == len(served):  # then in its order
+                counts = tuple(served.values())
+            else:
+                counts = tuple(map(served.__getitem__, experts))
         order: Order
         if each:
             out.number += len(experts)

@@ -329,6 +329,7 @@ class WholeResidency(Residency):
         budget_bytes: Room for experts, staging included.
         quotas_L: Bytes of each layer's own pool, or None for one pool of all.
         staging_bytes: How much is set apart for experts that do not stay.
+        device: The GPU that they are on.
 
     Raises:
         BudgetError: More is asked for than there is, or one token's experts have no room.
@@ -342,6 +343,7 @@ class WholeResidency(Residency):
         budget_bytes: int,
         quotas_L: Sequence[int] | None,
         staging_bytes: int,
+        device: int = 0,
     ) -> None:
         super().__init__(expert_bytes_L, experts)
         cache_bytes = budget_bytes - staging_bytes
@@ -354,17 +356,19 @@ class WholeResidency(Residency):
         layers = len(expert_bytes_L)
         one_size = self.size_L[0] if len(set(self.size_L)) == 1 else None
         if quotas_L is None:
-            pool = Pool(0, cache_bytes, one_size)
+            pool = Pool(0, cache_bytes, one_size, device=device)
             self.caches = [pool]
             self.cache_L = [pool] * layers
         else:
             self.caches, begins = [], 0
             for layer, quota_bytes in enumerate(quotas_L):
-                pool = Pool(layer, quota_bytes, self.size_L[layer], begins)
+                pool = Pool(layer, quota_bytes, self.size_L[layer], begins, device=device)
                 begins += pool.capacity_bytes
                 self.caches.append(pool)
             self.cache_L = self.caches
-        self.staging = Pool(len(self.caches), staging_bytes, one_size, cache_bytes, is_staging=True)
+        self.staging = Pool(
+            len(self.caches), staging_bytes, one_size, cache_bytes, device=device, is_staging=True
+        )
         self.evictable = [Evictable(pool, self.loading, self.leased) for pool in self.caches]
         for layer, size in enumerate(self.size_L):
             room = max(self.cache_L[layer].capacity_bytes, self.staging.capacity_bytes)

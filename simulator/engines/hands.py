@@ -29,6 +29,8 @@ from moesim.simulator.terms import GPU, RAM, Phase, Place, Tier
 from moesim.simulator.workload.demands import Step
 
 _MEMO_ENTRIES = 4096
+_MOST_KNOWN = 16
+"""Experts of a run whose time is kept; of more hardly two have the same tokens each."""
 
 _ENGINES: Mapping[str, CopyKind] = {
     "h2d": "h2d",
@@ -262,6 +264,8 @@ class Hands:
 
     def _expert_ns(self, layer: int, tokens: tuple[int, ...], share_ppm: int) -> int:
         """Return the GPU time of a run of this share of each expert."""
+        if len(tokens) > _MOST_KNOWN:
+            return self._costs.experts_gpu_ns(layer, tokens, part_ppm=share_ppm)
         ns = self._run_ns.get((layer, tokens, share_ppm))
         if ns is None:
             if len(self._run_ns) >= _MEMO_ENTRIES:

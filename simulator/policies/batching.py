@@ -16,7 +16,7 @@ from moesim.simulator.errors import InputError
 from moesim.simulator.policies.base import Request, RunInfo, SchedulePolicy, Turn, View
 from moesim.simulator.policies.guards import ScheduleGuard
 
-__all__ = ["ELASTIC", "Batching", "Rank", "least_slots"]
+__all__ = ["ELASTIC", "Batching", "Company", "Rank", "least_slots"]
 
 Rank = tuple[int, ...]
 """A place in the queue; the lowest is first."""
@@ -36,6 +36,27 @@ def least_slots(budget_bytes: int, slot_bytes: int, top_k: int, keep: float) -> 
         keep: The share that they keep at least.
     """
     return max(top_k, round(budget_bytes // slot_bytes * keep))
+
+
+class Company:
+    """Requests that run together, and whom they would have beside them; room is seen to elsewhere.
+
+    With nobody running somebody must be taken, or the run ends with requests that nobody serves.
+
+    Attributes:
+        requests: All of them, those that have just joined included.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = list(requests)
+
+    def takes(self, newcomer: Request) -> bool:
+        """Return whether a request may begin beside these."""
+        return True
+
+    def join(self, newcomer: Request) -> None:
+        """Take note that a request begins beside these."""
+        self.requests.append(newcomer)
 
 
 class Batching(ScheduleGuard):
@@ -85,12 +106,9 @@ class Batching(ScheduleGuard):
     def rank(self, request: Request, view: View) -> Rank:
         """Return a waiting request's place in the queue."""
 
-    def admits(self, request: Request, running: Sequence[int], view: View) -> bool:
-        """Return whether a request may begin beside those that run; room is seen to already.
-
-        With nobody running it must, or the run ends with requests that nobody serves.
-        """
-        return True
+    def company(self, running: Sequence[Request], view: View) -> "Company":
+        """Return those that run, as who may begin beside them depends on it."""
+        return Company(running)
 
     def least_slots(self) -> int | None:
         """Return the slots that experts keep, if KV caches may take any."""
@@ -118,17 +136,22 @@ class Batching(ScheduleGuard):
         if not waiting:
             return
         requests = view.requests
-        prompt_left = sum(requests[number].prompt_left for number in running)
+        company = [requests[number] for number in running]
+        prompt_left = sum(request.prompt_left for request in company)
+        most, chunk = self._max_batch, self._chunk or 1
+        if len(company) == most or prompt_left >= chunk:
+            return
         free_bytes = view.kv_free_bytes + view.kv_lendable_bytes
-        together = list(running)
+        together = self.company(company, view)
         ranked = sorted((requests[n] for n in waiting), key=lambda r: self.rank(r, view))
         for request in ranked:
-            full = len(together) == self._max_batch or prompt_left >= (self._chunk or 1)
-            if full or request.kv_bytes > free_bytes:
+            if request.kv_bytes > free_bytes:
                 return
-            if not self.admits(request, together, view):
+            if not together.takes(request):
                 continue
+            yield request.number
+            together.join(request)
             free_bytes -= request.kv_bytes
             prompt_left += request.prompt_left
-            together.append(request.number)
-            yield request.number
+            if len(together.requests) == most or prompt_left >= chunk:
+                return

@@ -7,7 +7,7 @@ from moesim.simulator.ledger import RequestTimes, ServerCounts
 from moesim.simulator.results.summaries import STATISTICS, summary
 from moesim.simulator.terms import NO_PROMISE, SECOND_NS
 
-__all__ = ["FIELDS", "keeps_promise", "request_fields", "request_lines"]
+__all__ = ["FIELDS", "keeps_promise", "request_fields", "request_lines", "request_tpot_ns"]
 
 
 _KINDS = {
@@ -47,7 +47,7 @@ def request_fields(
     """
     ended = [request for request in requests if request.token_ends_ns]
     times_ns: dict[str, list[float]] = {
-        "request_tpot": [ns for request in ended if (ns := _tpot_ns(request)) is not None],
+        "request_tpot": [ns for request in ended if (ns := request_tpot_ns(request)) is not None],
         "e2e": [request.token_ends_ns[-1] - request.arrived_ns for request in ended],
         "queue": [request.began_ns - request.arrived_ns for request in requests],
         "service": [request.token_ends_ns[-1] - request.began_ns for request in ended],
@@ -100,7 +100,7 @@ def request_lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def keeps_promise(request: RequestTimes) -> bool:
     """Return whether a request got everything in the time that was promised."""
     slo, ends_ns = request.slo, request.token_ends_ns
-    tpot_ns = _tpot_ns(request)
+    tpot_ns = request_tpot_ns(request)
     return not (
         (slo.ttft_ns is not None and ends_ns[0] - request.arrived_ns > slo.ttft_ns)
         or (slo.tpot_ns is not None and tpot_ns is not None and tpot_ns > slo.tpot_ns)
@@ -108,7 +108,7 @@ def keeps_promise(request: RequestTimes) -> bool:
     )
 
 
-def _tpot_ns(request: RequestTimes) -> float | None:
+def request_tpot_ns(request: RequestTimes) -> float | None:
     """Return the mean time of the tokens after the first; None if there are none."""
     ends_ns = request.token_ends_ns
     if not request.has_first_token or len(ends_ns) < 2:  # noqa: PLR2004  a first and another

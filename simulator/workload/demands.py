@@ -153,7 +153,8 @@ class Step:
             return self._single[layer]
         if self._choices is None:
             rows = [open_.chosen_TLK[rows.begin : rows.end] for open_, rows, _ in self._parts]
-            self._choices = choices_by_layer(np.concatenate(rows), self._experts)
+            names = self._parts[0].open.names
+            self._choices = choices_by_layer(np.concatenate(rows), self._experts, names)
         return self._choices[layer]
 
     def gates(self, layer: int) -> list[float]:

@@ -117,6 +117,20 @@ def test_a_copy_of_what_is_not_there_is_caught() -> None:
         changed_copies(from_ram)
 
 
+def test_a_copy_from_another_slot_of_the_other_gpu_is_caught() -> None:
+    """What lies in another GPU is read from the slot to which it was brought."""
+
+    def beside(copy: Copy) -> Copy:
+        return (
+            copy._replace(src=copy.src._replace(slot=1 - copy.src.slot))
+            if copy.src.device
+            else copy
+        )
+
+    with pytest.raises(AssertionError, match=r"law 19: .* reads expert \S+ in VRAM"):
+        changed_copies(beside)
+
+
 def test_a_copy_that_passes_ram_by_is_caught() -> None:
     """NVMe is read into RAM and nowhere else."""
 

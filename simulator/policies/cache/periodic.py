@@ -1,6 +1,6 @@
 """Hold the experts predicted for the next prompts; predict again every so many prompts."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from moesim.simulator.policies.base import (
     RunInfo,
     View,
 )
+from moesim.simulator.policies.exchanges import paying
 from moesim.simulator.policies.expert_network import Variant
 from moesim.simulator.policies.first_prompts import all_at_first
 from moesim.simulator.policies.foretelling import Predictor, foreteller
@@ -48,7 +49,7 @@ class Periodic(CachePolicy):
         file: That network's file, which moesim train-predictor writes.
         variant: Which of its networks: ``all_layers`` (eMoE-A, and -E at p = 1) or ``by_layer``
             (eMoE-L).
-        window: Prompts that ``recent`` and ``adapt`` look back. A predictor by recent prompts is
+        window: Prompts that ``recent`` looks back. A predictor by recent prompts is
             first asked when they are so many, or a period is over.
         sensitivity: Signal that says by request how much a layer's routing matters, in [0, 1];
             empty takes 1. A layer that matters to no request of the step keeps its experts.
@@ -58,8 +59,9 @@ class Periodic(CachePolicy):
             each layer from the first prediction on (steady); a schedule that reroutes or skips
             misses must stand beside it. That first set is copied again, those there included.
         held: Experts of each layer that are held after ``first=all``.
-        adapt: Predict before every prompt, and change the set only if the latest prompts would
-            have saved more bytes in ``period`` prompts than the change moves.
+        adapt: Predict before every prompt, and exchange an expert of the set for one of the
+            prediction only if that is expected to save more bytes in ``period`` prompts than it
+            moves.
         ask: Have the prediction computed beside the host, as eMoE's own process does: the set
             changes with the first step after the answer, which takes the time that is given with
             ``--ask predict_use=TIME`` (moesim train-predictor measures it). Without it an answer
@@ -243,14 +245,24 @@ class Periodic(CachePolicy):
         self._take(np.asarray(use_LE, np.float64), matters_L)
 
     def _take(self, use_LE: Floats, matters_L: Sequence[bool] | None) -> None:
-        """Make the set of a prediction, unless a change would not pay."""
+        """Make the set of a prediction, or as much of it as pays."""
         if matters_L is not None:
             use_LE = self._keeping(use_LE, matters_L)
         chosen = self._chosen(use_LE)
         new = [expert for expert in chosen if expert not in self._set]
-        is_free = not self._adapts or self._has_all
-        if not is_free and not self._pays(new, self._set.difference(chosen), use_LE):
-            return
+        if self._adapts and not self._has_all:
+            exchanged = paying(
+                self.run,
+                new,
+                self._set.difference(chosen),
+                self._expected_LE(use_LE).ravel().tolist(),
+                prompts=self._period,
+                scope=self._scope,
+            )
+            if not exchanged:
+                return
+            chosen = [*self._set.difference(exchanged.values()), *exchanged]
+            new = list(exchanged)
         self._has_predicted = True
         self._score = use_LE.ravel().tolist()
         self._set, self._pending = frozenset(chosen), new
@@ -284,12 +296,10 @@ class Periodic(CachePolicy):
         kept = run.fill(ranked, run.budget_bytes - self._staging_bytes)
         return sorted(kept, key=lambda expert: (run.layer(expert), -score[expert], expert))
 
-    def _pays(self, new: list[int], gone: Collection[int], use_LE: Floats) -> bool:
-        """Return whether the latest prompts would have saved more in a period than this moves."""
+    def _expected_LE(self, use_LE: Floats) -> Floats:
+        """Return a prediction in demands of a prompt; as it is before a prompt has ended."""
         recent_LE = self._uses.mean_LE()
-        demands = (use_LE if recent_LE is None else recent_LE).ravel()
-        size = self.run.size
-        saved_bytes = sum(demands[e] * size(e) for e in new) - sum(
-            demands[e] * size(e) for e in gone
-        )
-        return bool(self._period * saved_bytes > sum(map(size, new)))
+        if recent_LE is None:
+            return use_LE
+        total_L1 = use_LE.sum(axis=1, keepdims=True)
+        return use_LE * (recent_LE.sum(axis=1, keepdims=True) / np.where(total_L1 > 0, total_L1, 1))

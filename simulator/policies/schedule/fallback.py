@@ -1,6 +1,6 @@
 """Send a token whose expert is absent to the next expert in the router's ranking that is here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -71,22 +71,23 @@ class Fallback(ScheduleGuard):
         run = self.run
         top_k, begin = run.top_k, view.layer * run.experts
         here = here_of(run, view)
-        rows = rows_of(run, view, self._signal, chosen)
+        ranked_TM = self._ranked(rows_of(run, view, self._signal, chosen))
+        chosen = [*chosen]
         changes: Changes = []
-        for token, row in enumerate(rows):
+        for token, ranked in enumerate(ranked_TM):
             places = range(token * top_k, (token + 1) * top_k)
             gaps = [at for at in places if chosen[at] in absent]
             if gaps:
                 kept = {chosen[at] - begin for at in places}
-                ranked = self._ranked(row)
                 others = (e for e in ranked if here[e] and e not in kept)
                 changes += [(at, begin + expert) for at, expert in zip(gaps, others, strict=False)]
         return changes
 
-    def _ranked(self, row: Any) -> Iterator[int]:  # noqa: ANN401  an array of numpy
-        """Yield the experts of the layer, the best first, as far as the signal says."""
-        order = row if self._signal == BEST_IDS else np.argsort(-row, kind="stable")
-        return iter(order.tolist())
+    def _ranked(self, rows: Any) -> list[list[int]]:  # noqa: ANN401  an array of numpy
+        """Return for each token the experts of the layer, best first, as far as the signal says."""
+        order_TM = rows if self._signal == BEST_IDS else np.argsort(-rows, axis=1, kind="stable")
+        ranked_TM: list[list[int]] = order_TM.tolist()
+        return ranked_TM
 
 
 def _signal(ranking: str) -> str:

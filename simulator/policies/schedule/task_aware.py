@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from moesim.simulator.policies.base import Request, RunInfo, SchedulePolicy, View
-from moesim.simulator.policies.batching import MAX_BATCH, Batching, Rank
+from moesim.simulator.policies.batching import MAX_BATCH, Batching, Company, Rank
 from moesim.traces import RoutingTrace
 
 __all__ = ["TaskAware"]
@@ -49,7 +49,7 @@ class TaskAware(Batching):
         super().__init__(run, inner, max_batch=max_batch, chunk=chunk)
         self._token_ns = token_us * 1e3
         self._loading_ns = loading_ms * 1e6
-        self._most_tokens = most_tokens
+        self.most_tokens = most_tokens
         assert run.profile_trace is not None
         self._mean_answer = mean_answers(run.profile_trace)
 
@@ -60,41 +60,24 @@ class TaskAware(Batching):
             return 1, request.arrived_ns, request.number
         return 0, request.arrived_ns + promised_ns, request.number
 
-    def admits(self, request: Request, running: Sequence[int], view: View) -> bool:
-        """Return whether all who would keep their promise alone still would beside the request."""
-        others = [view.requests[number] for number in running]
-        scheduled = sum(other.prompt_tokens for other in others)
-        if others and request.prompt_tokens + scheduled >= self._most_tokens:
-            return False
-        return all(
-            self.expected_ns(other, others, request, view) <= promised_ns
-            for other in others
-            if (promised_ns := other.slo.e2e_ns) is not None
-            and self.expected_ns(other, others, None, view) <= promised_ns
-        )
+    def company(self, running: Sequence[Request], view: View) -> "Promised":
+        """Return those that run, whose promises are to be kept."""
+        return Promised(self, running, view)
 
     def expected_ns(
-        self,
-        request: Request,
-        running: Sequence[Request],
-        newcomer: Request | None,
-        view: View,
+        self, left: float, later: int, run_ns: int, newcomer: Request | None = None
     ) -> float:
-        """Return how long a request that runs is expected to have taken when it ends.
+        """Return how long a request that runs is expected to have taken when it ends (equation 3).
 
         Args:
-            request: One of those that run.
-            running: All of them.
+            left: G, the tokens that it is still to get.
+            later: n, how many end after it, the newcomer included.
+            run_ns: r, the time since it arrived.
             newcomer: Who would join, if anybody.
-            view: The present.
         """
-        left = self.tokens_left(request)
-        later = sum(self.tokens_left(other) > left for other in running)
         prompt, loading_ns = 0, 0.0
         if newcomer is not None:
             prompt, loading_ns = newcomer.prompt_tokens, self._loading_ns
-            later += self.tokens_left(newcomer) > left
-        run_ns = view.now_ns - request.arrived_ns
         return loading_ns + (prompt + later * left) * self._token_ns + run_ns
 
     def tokens_left(self, request: Request) -> float:
@@ -102,6 +85,59 @@ class TaskAware(Batching):
         mean = self._mean_answer.get(request.task, self._mean_answer[""])
         left = mean - request.tokens_out
         return left if left > 0 else mean / RENEWED_SHARE
+
+
+class Promised(Company):
+    """Requests that run together and keep what was promised to them (algorithm 1).
+
+    Args:
+        scheduler: What it expects of them.
+        running: All of them.
+        view: The present.
+    """
+
+    def __init__(self, scheduler: TaskAware, running: Sequence[Request], view: View) -> None:
+        super().__init__(running)
+        self._scheduler = scheduler
+        self._now_ns = view.now_ns
+        self._count()
+
+    def takes(self, newcomer: Request) -> bool:
+        """Return whether all who would keep their promise alone still would beside the request."""
+        scheduler = self._scheduler
+        is_first = not self.requests
+        if newcomer.prompt_tokens + self._prompt_tokens >= scheduler.most_tokens and not is_first:
+            return False
+        if not self._kept:
+            return True
+        its_left = scheduler.tokens_left(newcomer)
+        return all(
+            scheduler.expected_ns(left, later + (its_left > left), run_ns, newcomer) <= promised_ns
+            for promised_ns, left, later, run_ns in self._kept
+        )
+
+    def join(self, newcomer: Request) -> None:
+        """Take note that a request begins beside these."""
+        super().join(newcomer)
+        self._count()
+
+    def _count(self) -> None:
+        """See who keeps its promise if nobody joins."""
+        scheduler = self._scheduler
+        self._prompt_tokens = sum(request.prompt_tokens for request in self.requests)
+        self._kept: list[tuple[int, float, int, int]] = []
+        if all(request.slo.e2e_ns is None for request in self.requests):
+            return
+        left_R = [scheduler.tokens_left(request) for request in self.requests]
+        for request, left in zip(self.requests, left_R, strict=True):
+            promised_ns = request.slo.e2e_ns
+            later = sum(other > left for other in left_R)
+            run_ns = self._now_ns - request.arrived_ns
+            if (
+                promised_ns is not None
+                and scheduler.expected_ns(left, later, run_ns) <= promised_ns
+            ):
+                self._kept.append((promised_ns, left, later, run_ns))
 
 
 def mean_answers(trace: RoutingTrace) -> Mapping[str, float]:

@@ -144,13 +144,11 @@ class TestTaskAware:
 
     def test_the_expected_latency_is_equation_3(self) -> None:
         """The sum dE + (W + n G) c + r, with W=6, G=9-5, n=2 that end later, r=3 ms."""
-        one, other = asks(0, left=0, out=5), asks(1, left=0, out=1)
-        newcomer = asks(2, prompt=6)
-        view = view_of(one, other, newcomer, now_ns=3 * MS)
+        one, newcomer = asks(0, left=0, out=5), asks(2, prompt=6)
         scheduler = self.scheduler()
         assert scheduler.tokens_left(one) == 4
-        assert scheduler.expected_ns(one, [one, other], newcomer, view) == (2 + 6 + 2 * 4 + 3) * MS
-        assert scheduler.expected_ns(one, [one, other], None, view) == (1 * 4 + 3) * MS
+        assert scheduler.expected_ns(4, 2, 3 * MS, newcomer) == (2 + 6 + 2 * 4 + 3) * MS
+        assert scheduler.expected_ns(4, 1, 3 * MS) == (1 * 4 + 3) * MS
 
     def test_an_answer_longer_than_its_task_is_renewed(self) -> None:
         """At the end of the mean a twentieth of it is expected still."""
@@ -163,6 +161,14 @@ class TestTaskAware:
         view = view_of(one, other, asks(2, prompt=6), now_ns=3 * MS)
         turns = self.scheduler().form([2], [0, 1], view)
         assert joins == (Turn(2, 6) in turns)
+
+    def test_who_has_just_joined_is_protected_too(self) -> None:
+        """A second newcomer makes 8 ms of what the first was promised."""
+        first, second = asks(1, prompt=1, e2e_ns=7), asks(2, prompt=6, at_ns=1)
+        view = view_of(first, second)
+        assert self.scheduler().form([1, 2], [], view) == [Turn(1, 1)]
+        first.slo = Slo(e2e_ns=8 * MS)
+        assert self.scheduler().form([1, 2], [], view) == [Turn(1, 1), Turn(2, 6)]
 
     def test_prompt_tokens_together_stay_below_the_most(self) -> None:
         """T_max passes over a long prompt and lets a shorter one in behind it."""

@@ -11,6 +11,7 @@ from moesim.simulator.errors import BudgetError, CapabilityError, InputError, Po
 from moesim.simulator.ledger import Counts
 from moesim.simulator.messages import Command, Copy
 from moesim.simulator.policies.base import CachePolicy, View
+from moesim.simulator.policies.exchanges import paying
 from moesim.simulator.runs import Prepared
 from moesim.simulator.terms import Cause
 from moesim.simulator.testing import small_run, trace_of
@@ -126,6 +127,33 @@ def test_the_adaptive_set_follows_drift_before_its_period_is_over() -> None:
     adaptive, _ = served(trace, "period=40,window=1,adapt=true")
     assert fixed.misses == 8 * 4 * 2
     assert adaptive.misses == 1 * 4 * 2
+
+
+def test_only_the_exchanges_that_pay_are_made() -> None:
+    """Of two predicted experts one is used three times a prompt and comes, the other once."""
+    once = [[4, 2], [4, 3], [4, 5]]
+    trace = trace_of([([], [[pair] for pair in once])] * 4, experts=EXPERTS)
+    _, copies = served(trace, "period=1,window=1,adapt=true")
+    assert [copy.expert for copy in copies if copy.cause is Cause.REBALANCE] == [4]
+    _, copies = served(trace, "period=2,window=1,adapt=true")
+    assert [copy.expert for copy in copies if copy.cause is Cause.REBALANCE] == [4, 2]
+
+
+def test_a_larger_expert_takes_nobodys_place() -> None:
+    """Sizes differ between layers: in one room for all the exchange is left out."""
+    two_layers = trace_of([([], [[[0], [0]]])], experts=2)
+    run = replace(small_run(two_layers, slots=2).controller()._cache.run, expert_bytes_L=(10, 20))
+    demands = [0.0, 5.0, 0.0, 5.0]
+    assert paying(run, [1], [2], demands, prompts=1, scope="global") == {1: 2}
+    assert paying(run, [3], [0], demands, prompts=1, scope="global") == {}
+
+
+def test_an_exchange_is_weighed_by_what_is_predicted_for_the_prompt_that_comes() -> None:
+    """Told that the next prompt uses others, the set changes before any prompt has used them."""
+    trace = perfect(prompts([(0, 1)] * 2 + [(4, 5)]))
+    counts, copies = served(trace, "period=1,predictor=signal,adapt=true")
+    assert counts.misses == 0
+    assert [copy.expert for copy in copies] == [4, 5]
 
 
 def test_the_best_window_is_the_longest_where_prompts_alternate() -> None:
