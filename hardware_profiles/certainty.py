@@ -39,6 +39,7 @@ def terms(
     typical: Typical,
     *,
     looks_ahead: bool = False,
+    shares_dram: bool = False,
 ) -> Terms:
     """Return how sure each kind of time is: copy, dense, experts, head, host and cpu.
 
@@ -90,14 +91,15 @@ def terms(
         "host": Term(_host_parts(runtime, typical.chosen)),
     }
     if runtime.cpu_experts is not None:
-        rate = profile.host.expert_bandwidth
+        host = profile.host
+        rates = {"host.expert_bandwidth": host.expert_bandwidth}
+        if shares_dram:
+            rates["host.expert_bandwidth_while_copying"] = host.expert_bandwidth_while_copying
+            rates["host.dram_bandwidth"] = host.dram_bandwidth
         found["cpu"] = Term(
             [
                 _plain("cpu_experts.hand_over", runtime.cpu_experts.hand_over),
-                Part(
-                    typical.expert_bytes * _SECOND_NS / rate.value,
-                    {"host.expert_bandwidth": rate},
-                ),
+                Part(typical.expert_bytes * _SECOND_NS / host.expert_bandwidth.value, rates),
                 _plain("cpu_experts.notice", runtime.cpu_experts.notice),
             ]
         )

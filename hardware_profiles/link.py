@@ -160,10 +160,12 @@ class Shared(Strict):
     Attributes:
         gpus: Whose links, by number.
         h2d: What they carry together to these GPUs; while fewer ask for less, nobody waits.
+        d2h: The same from these GPUs; without it nobody waits.
     """
 
     gpus: tuple[int, ...]
     h2d: Figure[BytesPerSecond]
+    d2h: Figure[BytesPerSecond] | None = None
 
 
 class Link(Strict):

@@ -42,6 +42,7 @@ def round_machine(
     peer_bytes_per_s: int | None = None,
     peer_latency_ns: int | None = None,
     shared: Sequence[tuple[Sequence[int], int]] = (),
+    shared_back: Sequence[tuple[Sequence[int], int]] = (),
     dram_bytes_per_s: int | None = None,
     nvme_bytes_per_s: int = 10**9,
     nvme_latency_ns: int = 100_000,
@@ -49,7 +50,7 @@ def round_machine(
     """Return a machine on which 1 MB takes 100 µs over PCIe, 1 µs in VRAM and 10 µs on the CPU.
 
     NVLink is as fast as PCIe unless its own figures are given, and DRAM as the CPU's. ``shared``
-    are GPUs and the bytes/s that their links carry together.
+    are GPUs and the bytes/s that their links carry together to them, ``shared_back`` from them.
     """
     link: dict[str, Any] = {"latency": _ns(link_latency_ns), "bandwidth": _rate(link_bytes_per_s)}
     return HardwareProfile.from_tree(
@@ -84,6 +85,14 @@ def round_machine(
                 "shared": {
                     f"switch {number}": {"gpus": list(members), "h2d": _rate(most)}
                     for number, (members, most) in enumerate(shared)
+                }
+                | {
+                    f"way back {number}": {
+                        "gpus": list(members),
+                        "h2d": _rate(10**15),
+                        "d2h": _rate(most),
+                    }
+                    for number, (members, most) in enumerate(shared_back)
                 },
             },
             "host": {

@@ -6,7 +6,7 @@ million. What the serving software adds on top is a runtime profile (`runtime_sc
 
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from moesim.hardware_profiles import units
 from moesim.hardware_profiles.errors import ProfileError
@@ -79,12 +79,23 @@ class Host(Strict):
 
 
 class Fingerprint(Strict):
-    """The machine that was measured: a calibration holds for it alone."""
+    """The machine that was measured: a calibration holds for it alone.
+
+    Attributes:
+        host: Tells this GPU and this start of its host from others of the same parts; a hash, that
+            names neither. None where it was measured before there was one.
+    """
 
     gpu: str
     driver: str
     cpu: str
     pcie: str
+    host: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = write(self)
+        return {name: text for name, text in tree.items() if text is not None}
 
 
 class HardwareProfile(ProfileFile):

@@ -52,6 +52,7 @@ class CostModel:
         runtime: What the software adds.
         shape: The model.
         looks_ahead: Whether each layer's residual is shown to later routers; see `LOOK_IN`.
+        shares_dram: Whether copies, CPU experts and reads from NVMe get shares of the host's DRAM.
 
     Attributes:
         slow_down_ppm: By how much kernels are longer while copies run; see `slowed_ns`.
@@ -62,6 +63,7 @@ class CostModel:
         copies_block_host: The host waits for the end of each copy.
         decides_on: The processor that `decision_ns` occupies.
         workspace_bytes: VRAM that the runtime keeps for itself.
+        class_L: The class of each layer; those of one class cost the same.
         terms: How sure each kind of time is: copy, dense, experts, head, host, and cpu where there
             is one.
         evidence: The weakest evidence of all terms.
@@ -75,11 +77,12 @@ class CostModel:
         shape: CostShape,
         *,
         looks_ahead: bool = False,
+        shares_dram: bool = False,
     ) -> None:
         self.profile = profile
         self.runtime = runtime
         self.shape = shape
-        self.looks_ahead = looks_ahead
+        self.looks_ahead, self.shares_dram = looks_ahead, shares_dram
         self.launch_layer_ns = runtime.launch.layer.value
         self.event_ns = runtime.launch.event.value
         self.sync_ns = runtime.wait.router.value
@@ -130,13 +133,14 @@ class CostModel:
         self._decision = _row(runtime.decisions.default)
         self._decisions = {name: _row(row) for name, row in runtime.decisions.systems.items()}
 
-        # Layers of one class (equal figures) share their memos.
-        attention: dict[CostLayer, dict[tuple[int, int, int, int], int]] = {}
-        experts: dict[CostLayer, dict[int, int]] = {}
-        self._attention_memos = [attention.setdefault(layer, {}) for layer in shape.layers]
-        self._expert_memos = [experts.setdefault(layer, {}) for layer in shape.layers]
+        classes = [*dict.fromkeys(shape.layers)]
+        self.class_L = [classes.index(layer) for layer in shape.layers]
+        self._attention_memos: list[dict[tuple[int, int, int, int], int]] = _memos(self.class_L)
+        self._expert_memos: list[dict[int, int]] = _memos(self.class_L)
         self._copy_memo: dict[tuple[int, str, int], int] = {}
-        self.terms = terms(profile, runtime, _typical(shape), looks_ahead=looks_ahead)
+        self.terms = terms(
+            profile, runtime, _typical(shape), looks_ahead=looks_ahead, shares_dram=shares_dram
+        )
         self.evidence: Kind = self.terms.evidence
         self.band = self.terms.band
 
@@ -173,7 +177,13 @@ class CostModel:
         """Return the costs of a run in which these signals are produced."""
         if LOOK_IN not in names:
             return self
-        return type(self)(self.profile, self.runtime, self.shape, looks_ahead=True)
+        return type(self)(
+            self.profile,
+            self.runtime,
+            self.shape,
+            looks_ahead=True,
+            shares_dram=self.shares_dram,
+        )
 
     def copy_ns(self, nbytes: int, kind: CopyKind = "h2d", *, idle_ns: int = 0) -> int:
         """Return how long one copy occupies its engine.
@@ -185,8 +195,8 @@ class CostModel:
             nbytes: Size of the copy.
             kind: h2d is the runtime's way of bringing experts to the GPU (pinned or pageable);
                 nvme is from disk to RAM.
-            idle_ns: How long the engine stood still before (h2d only): at all, or for more than
-                `pause_threshold_ns`.
+            idle_ns: How long the engine stood still before (h2d and peer only): at all, or, of
+                h2d, for more than `pause_threshold_ns`.
 
         Raises:
             CapabilityError: If the machine has no such link.
@@ -202,10 +212,10 @@ class CostModel:
         pieces = self.runtime.copying.pieces_per_expert if kind in ("h2d", "peer") else 1
         route = self._route(kind)
         time_ns = pieces * route.time_ns(Fraction(nbytes, pieces))
+        if kind in ("h2d", "peer") and idles and self.runtime.copying.start is not None:
+            time_ns += self.runtime.copying.start.value
         if kind == "h2d":
             time_ns += pieces * self.runtime.copying.overhead.value
-            if idles and self.runtime.copying.start is not None:
-                time_ns += self.runtime.copying.start.value
             if idles > 1:
                 time_ns += self.profile.link.first_copy.extra.value
         return time_ns
@@ -245,6 +255,17 @@ class CostModel:
         if link.peer_pcie is not None:
             return to_ns(link.peer_pcie.time_ns(nbytes))
         return to_ns(link.d2h.time_ns(nbytes) + link.h2d.time_ns(nbytes))
+
+    def exchange_to_host_ns(self, src: int, dst: int, rows: int) -> int:
+        """Return how much of `exchange_ns` is the way to the host's memory; 0 if it is not passed.
+
+        Without rows that is the latency.
+        """
+        link = self.profile.link
+        pairs = link.peer.pairs if link.peer is not None else ()
+        if (src, dst) in pairs or (dst, src) in pairs or link.peer_pcie is not None:
+            return 0
+        return to_ns(link.d2h.time_ns(Fraction(rows * self.row_bytes)))
 
     def attention_ns(
         self,
@@ -288,6 +309,16 @@ class CostModel:
                 + repeated_bytes * self._byte_ns * self._kv_repeat_multiple
             )
         return known
+
+    def attention_ns_L(
+        self, tokens: int, context_tokens: int, requests: int, pairs: int
+    ) -> list[int]:
+        """Return `attention_ns` of all layers."""
+        ns_of = [
+            self.attention_ns(self.class_L.index(number), tokens, context_tokens, requests, pairs)
+            for number in range(max(self.class_L) + 1)
+        ]
+        return [ns_of[number] for number in self.class_L]
 
     def layer_ns(self, layer: int) -> int:
         """Return what `attention_ns` is for one decode token at a short context of 512."""
@@ -390,6 +421,25 @@ class CostModel:
         travel_ns = 2 * self.activation_ns(sum(tokens_per_expert))
         return cpu.hand_over.value + travel_ns + products_ns + cpu.notice.value
 
+    def cpu_return_ns(self, tokens: int) -> int:
+        """Return the time from the last product of a CPU run until the host knows its result."""
+        cpu = self.runtime.cpu_experts
+        assert cpu is not None
+        return self.activation_ns(tokens) + cpu.notice.value
+
+    @property
+    def dram_bytes_per_s(self) -> int:
+        """What the host's DRAM gives all who use it at a time; see ``engines/dram.py``."""
+        host, machine = self.profile.host, self.profile
+        copying = max(point.bytes_per_s for point in self._route("h2d").bandwidth.value)
+        of_all = [
+            part.h2d.value
+            for part in machine.link.shared.values()
+            if len(part.gpus) == machine.gpus
+        ]
+        beside = host.expert_bandwidth_while_copying.value + max([copying, *of_all])
+        return max(host.dram_bandwidth.value, beside)
+
     def activation_ns(self, tokens: int) -> int:
         """Return how long the activations of `tokens` tokens travel to the host, or back."""
         return self.copy_ns(tokens * self.row_bytes, "d2h")
@@ -476,6 +526,12 @@ class CostModel:
         if not (busy_ns.get("nvme") or busy_ns.get("peer")):
             return self.terms
         return Terms({**self.terms, **tier_terms(self.profile, _typical(self.shape))})
+
+
+def _memos(class_L: Sequence[int]) -> list[dict[Any, int]]:
+    """Return the memo of each layer; layers of one class share theirs."""
+    memos: dict[int, dict[Any, int]] = {number: {} for number in class_L}
+    return [memos[number] for number in class_L]
 
 
 def _row(decision: Decision) -> tuple[int, int, int]:

@@ -196,7 +196,7 @@ def plan(
     result = MemoryPlan(
         usable, fixed.dense_bytes, room_bytes, fixed.workspace_bytes, experts, host_bytes
     )
-    _check_fits(result, costs.profile)
+    _check_fits(result, costs.profile, "fewer slots" if spec.kv is None else "less --kv")
     return result
 
 
@@ -246,14 +246,14 @@ def host_room(ram: str | None, costs: CostModel, expert_bytes: int) -> int | Non
     return room_bytes
 
 
-def _check_fits(result: MemoryPlan, machine: HardwareProfile) -> None:
+def _check_fits(result: MemoryPlan, machine: HardwareProfile, way_out: str) -> None:
     if result.used_bytes > result.total_bytes:
         raise OutOfMemoryError(
             f"{machine.name} has {format_bytes(result.total_bytes)} of usable VRAM; dense weights "
             f"{format_bytes(result.dense_bytes)} + KV cache {format_bytes(result.kv_bytes)} + "
             f"workspace {format_bytes(result.workspace_bytes)} + experts "
-            f"{format_bytes(result.expert_bytes)} = {format_bytes(result.used_bytes)}; give fewer "
-            "slots or a smaller format"
+            f"{format_bytes(result.expert_bytes)} = {format_bytes(result.used_bytes)}; give "
+            f"{way_out} or take a smaller format"
         )
 
 

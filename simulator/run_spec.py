@@ -47,6 +47,7 @@ class RunSpec:
         tiers: Where experts lie that are not in VRAM.
         gpus: How many GPUs of the host serve.
         placement: How experts or layers are spread over them; see ``gpus/placement``.
+        shared_dram: Whether copies, CPU experts and reads from NVMe share the host's DRAM.
     """
 
     trace: RoutingTrace
@@ -67,6 +68,7 @@ class RunSpec:
     tiers: TierSpec = field(default_factory=TierSpec)
     gpus: int = 1
     placement: str = PLACEMENTS[0]
+    shared_dram: bool = False
 
 
 def costs_of(spec: RunSpec) -> CostModel:

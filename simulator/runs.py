@@ -67,7 +67,7 @@ def prepare(spec: RunSpec) -> "Prepared":
     policies = {axis: registry.parse(axis, text) for axis, text in spec.policies.items()}
     check_needs(spec, {str(axis): policy for axis, policy in policies.items()})
     needs = frozenset().union(*(policy.needs for policy in policies.values()))
-    costs = CostModel(machine, runtime, shape).with_signals(needs)
+    costs = CostModel(machine, runtime, shape, shares_dram=spec.shared_dram).with_signals(needs)
     served = None
     divide = Dividing(spec.gpus, spec.placement, spec.profile_trace)
     if spec.serving is None:
@@ -165,6 +165,8 @@ class Prepared:
             identity["tiers"] = self.tiers.identity
         if self.gpus is not None:
             identity["gpus"] = self.gpus.identity
+        if spec.shared_dram:
+            identity["shared_dram"] = True
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -102,6 +102,15 @@ Placement = Annotated[
         rich_help_panel=POLICIES,
     ),
 ]
+SharedDram = Annotated[
+    bool,
+    typer.Option(
+        "--shared-dram",
+        help="Let copies, CPU experts and reads from NVMe share the host's DRAM. Default: each has "
+        "it to itself.",
+        rich_help_panel=COSTS,
+    ),
+]
 ExpertBudget = Annotated[
     str | None,
     typer.Option(

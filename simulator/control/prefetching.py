@@ -3,6 +3,7 @@
 A wish takes its place in the queue; what becomes of it is decided when the link has room.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from moesim.simulator.control.prefetch_queue import PrefetchQueue
@@ -10,7 +11,14 @@ from moesim.simulator.control.residency import Residency
 from moesim.simulator.control.transfers import Outbox
 from moesim.simulator.errors import PolicyError, ProtocolError
 from moesim.simulator.messages import Answered, Ask
-from moesim.simulator.policies.base import Demand, PrefetchPolicy, RunInfo, View, overrides
+from moesim.simulator.policies.base import (
+    Demand,
+    PrefetchPolicy,
+    RunInfo,
+    View,
+    Wish,
+    overrides,
+)
 
 
 class Prefetching:
@@ -47,25 +55,26 @@ class Prefetching:
                 self._out.number += 1
                 self._asked.add(self._out.number)
                 self._out.commands.append(Ask(self._out.number, name, question))
-        for wish in self._policy.wants(demand, self._view):
-            self._wish(wish.expert, wish.priority)
+        self._take(self._policy.wants(demand, self._view))
 
     def answered(self, fact: Answered) -> None:
         """Pass an answer on, and take the wishes that follow from it."""
         if fact.n not in self._asked:
             raise ProtocolError(f"answer {fact.n} ('{fact.name}') to what was not asked")
         self._asked.discard(fact.n)
-        for wish in self._policy.on_answer(fact.name, fact.value, self._view):
-            self._wish(wish.expert, wish.priority)
+        self._take(self._policy.on_answer(fact.name, fact.value, self._view))
 
     def compute(self, name: str, question: Any) -> Any:  # noqa: ANN401  the question is the policy's own
         """Answer an ask by the pure function of its policy."""
         return self._policy.compute(name, question)
 
-    def _wish(self, expert: int, priority: float) -> None:
-        if not 0 <= expert < self._experts:
-            raise PolicyError(
-                f"{type(self._policy).__name__} wished for expert {expert}; no such expert"
-            )
-        if not self._residency.has_all(expert):
-            self._queue.put(expert, priority)
+    def _take(self, wishes: Iterable[Wish]) -> None:
+        """Put into the queue what is not here yet."""
+        has_all, put = self._residency.has_all, self._queue.put
+        for expert, priority in wishes:
+            if not 0 <= expert < self._experts:
+                raise PolicyError(
+                    f"{type(self._policy).__name__} wished for expert {expert}; no such expert"
+                )
+            if not has_all(expert):
+                put(expert, priority)

@@ -199,6 +199,7 @@ class Residency:
 
     Attributes:
         is_split: Whether experts are kept, copied and run in parts.
+        gpus: On how many GPUs there are pools.
         size_L: Bytes of one expert of each layer.
         experts_total: Experts of all layers.
         loading: The copy that brings each expert that is on its way.
@@ -211,6 +212,7 @@ class Residency:
     """
 
     is_split: ClassVar[bool] = False
+    gpus: int = 1
     caches: list[Pool]
     cache_L: Sequence[Pool]
     staging: Pool

@@ -115,6 +115,7 @@ class Hands:
         self._has_prompt = False
         self._launch_ns: list[int] = []  # of a run, by how many experts it has
         self._known_launch_ns: dict[bool, list[int]] = {}
+        self._attention_ns_L: list[int] = []  # of the step
         self._costs = costs
         self._layers = layers
         self._experts = experts
@@ -303,6 +304,9 @@ class Hands:
                 for count in range(self._experts + 1)
             ]
         self._launch_ns = self._known_launch_ns[has_prompt]
+        self._attention_ns_L = self._costs.attention_ns_L(
+            step.tokens, step.context_tokens, len(step.requests), step.pairs
+        )
 
     def routed(self, fact: LayerRouted) -> LayerRouted:
         """Take note of what the last router has chosen; return it as the controller is told."""
@@ -310,19 +314,19 @@ class Hands:
 
     def launch_layer(self, layer: int) -> None:
         """Launch attention and router of a layer, or past the last layer what makes the token."""
-        step, costs = self.step, self._costs
-        assert step is not None
-        has_prompt = self._has_prompt
+        costs, has_prompt = self._costs, self._has_prompt
         self.free_ns += costs.launch_prompt_layer_ns if has_prompt else costs.launch_layer_ns
         self._unnamed = self.launched = self._unnamed - 1
+        kind, ns = self.dense(layer)
+        label = layer if kind is Kind.DENSE else "head"
+        self.gpu.submit(self.launched, kind, label, ns, self.free_ns, self._inputs)
+
+    def dense(self, layer: int) -> tuple[Kind, int]:
+        """Return what attention and router of a layer, or past the last the head, take alone."""
         if layer < self._layers:
-            ns = costs.attention_ns(
-                layer, step.tokens, step.context_tokens, len(step.requests), step.pairs
-            )
-            self.gpu.submit(self.launched, Kind.DENSE, layer, ns, self.free_ns, self._inputs)
-        else:
-            ns = costs.head_ns(sum(step.tokens_out) or 1)
-            self.gpu.submit(self.launched, Kind.HEAD, "head", ns, self.free_ns, self._inputs)
+            return Kind.DENSE, self._attention_ns_L[layer]
+        assert self.step is not None
+        return Kind.HEAD, self._costs.head_ns(sum(self.step.tokens_out) or 1)
 
     def decide_on_gpu(self, ns: int) -> None:
         """Have the GPU busy with a decision."""
@@ -330,6 +334,20 @@ class Hands:
         self.gpu.submit(self._unnamed, Kind.DECIDE, "decide", ns, self.free_ns)
 
     # What has ended, and what will
+
+    @property
+    def link(self) -> Server:
+        """The copy engine that brings experts from RAM."""
+        return self._h2d
+
+    def is_at_rest(self, now_ns: int) -> bool:
+        """Return whether nothing runs, waits or is unreported, in a step without prompt tokens."""
+        for engine in self.copying:
+            if engine.unreported:
+                return False
+        return not (
+            self._has_prompt or self.cpu.unreported or self.asks or self.timers
+        ) and self.gpu.is_idle(now_ns)
 
     def settle(self, now_ns: int) -> None:
         """See what has become certain by a time, or by what was issued ahead of it."""
@@ -412,14 +430,16 @@ class Hands:
 
 def copy_times(costs: CostModel, kind: CopyKind) -> Callable[[int, int], int]:
     """Return the duration of a copy from its bytes and the idle time before it."""
-    known: dict[int, int] = {}
+    pause_ns = costs.pause_threshold_ns
+    in_a_row: dict[int, int] = {}
+    after_rest: dict[int, int] = {}
+    after_pause: dict[int, int] = {}
 
     def duration_ns(size: int, idle_ns: int) -> int:
-        if idle_ns:
-            return costs.copy_ns(size, kind, idle_ns=idle_ns)
+        known = in_a_row if idle_ns <= 0 else after_rest if idle_ns <= pause_ns else after_pause
         ns = known.get(size)
         if ns is None:
-            ns = known[size] = costs.copy_ns(size, kind)
+            ns = known[size] = costs.copy_ns(size, kind, idle_ns=idle_ns)
         return ns
 
     return duration_ns

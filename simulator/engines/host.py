@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from moesim.simulator.choices import tokens_of
 from moesim.simulator.costs import CostModel
+from moesim.simulator.engines.dram import DramHands
 from moesim.simulator.engines.hands import Hands, SizeOf
 from moesim.simulator.engines.machine import FOREVER, Span
+from moesim.simulator.engines.repeats import Repeats
 from moesim.simulator.errors import ProtocolError
 from moesim.simulator.gpus.hands import GpusHands
 from moesim.simulator.gpus.plan import GpuPlan
@@ -116,7 +118,8 @@ class Host(ABC):
         self._on_step = on_step
         self._decides_on_host = costs.decides_on == "host"
         self._reading_ns = costs.sync_ns + costs.poll_ns
-        self._hands = (Hands if gpus is None else partial(GpusHands, gpus))(
+        on_one = DramHands if costs.shares_dram else Hands
+        self._hands = (on_one if gpus is None else partial(GpusHands, gpus))(
             costs,
             workload.layers,
             workload.experts,
@@ -131,6 +134,13 @@ class Host(ABC):
             controller, "decide", controller.handle
         )
         self._takes_batches = self._hands.takes_batches
+        is_plain = type(self._hands) is Hands and self._takes_batches and not splits
+        self._repeats = (
+            Repeats(self._hands, costs, self.timings)
+            if is_plain and self._decides_on_host
+            else None
+        )
+        self._is_single = False  # whether the step is of one token
         self._desk = Desk(workload, terms, on_request)
 
     @abstractmethod
@@ -174,25 +184,42 @@ class Host(ABC):
             self._pass(last_ns - self.now_ns)
 
     def _serve_step(self, step: Step) -> None:
-        hands, controller = self._hands, self._controller
+        hands = self._hands
         hands.begin_step(step)
+        self._is_single = step.tokens == 1
         self._desk.begin(step, self.now_ns)
         self._tell([StepBegan(step.number, step.requests, step.phases, step.signals)])
         hands.free_ns = self.now_ns
         hands.launch_layer(0)
         self._catch_up()
+        self._await_kernel()
         for layer in range(self._workload.layers):
-            self._await_kernel()
             facts = self._poll()
             facts.append(hands.routed(step.routed(layer)))
-            hands.layer_done = -1
-            self._tell(facts)
-            while hands.layer_done != layer:
-                if not (hands.cpu.unreported or controller.listens or hands.asks):
-                    raise ProtocolError(f"layer {layer} waits for nothing and is not done")
-                self._wait_and_tell()
-        self._await_kernel()
+            self._serve_layer(layer, facts)
         self._end_step(step)
+
+    def _serve_layer(self, layer: int, facts: list[Report]) -> None:
+        """Tell what a router has chosen, and obey until the next attention (or head) has ended."""
+        hands, controller, repeats = self._hands, self._controller, self._repeats
+        orders = self._decide(facts, self.now_ns)
+        # Of layers of several tokens hardly two are alike: to look costs more than it finds.
+        may_repeat = repeats is not None and not controller.listens and self._is_single
+        if repeats is not None and may_repeat:
+            took_ns = repeats.serve(layer, orders, self.now_ns)
+            if took_ns is not None:
+                self._work(self._reading_ns, "read the router", took_ns)
+                return
+        hands.layer_done = -1
+        self._obey(orders, facts)
+        issued_ns = self.now_ns
+        while hands.layer_done != layer:
+            if not (hands.cpu.unreported or controller.listens or hands.asks):
+                raise ProtocolError(f"layer {layer} waits for nothing and is not done")
+            self._wait_and_tell()
+        self._await_kernel()
+        if repeats is not None and may_repeat:
+            repeats.learn(layer, orders, issued_ns, self.now_ns)
 
     def _end_step(self, step: Step) -> None:
         facts = self._poll()
@@ -218,8 +245,7 @@ class Host(ABC):
             elif not self._wait(kernel):
                 break
         waited_ns = max(0, hands.commit(kernel) - self.now_ns)
-        self._note_work(self._reading_ns, "read the router", waited_ns)
-        self._pass(waited_ns + self._reading_ns)
+        self._work(self._reading_ns, "read the router", waited_ns)
 
     def _wait(self, kernel: int | None = None) -> bool:
         """Sleep until something that could be reported ends, or there is something to look at.
@@ -291,9 +317,12 @@ class Host(ABC):
     # Telling
 
     def _tell(self, facts: Sequence[Report]) -> None:
-        """Report, let the decision take its time, and obey; issuing each command takes its own."""
+        """Report, and obey."""
+        self._obey(self._decide(facts, self.now_ns), facts)
+
+    def _obey(self, orders: Sequence[Order], facts: Sequence[Report]) -> None:
+        """Let deciding on facts take its time, and obey; issuing each command takes its own."""
         hands, now_ns = self._hands, self.now_ns
-        orders = self._decide(facts, now_ns)
         last = facts[-1]
         experts = len(tokens_of(last.experts)) if type(last) is LayerRouted else 0
         decision_ns = self._costs.decision_ns(self._system, experts, count_commands(orders))
@@ -316,12 +345,12 @@ class Host(ABC):
         """Let the time pass that deciding and issuing took."""
         busy_ns = self._hands.free_ns - self.now_ns
         if busy_ns:
-            self._note_work(busy_ns, "decide and issue")
-            self._pass(busy_ns)
+            self._work(busy_ns, "decide and issue")
 
-    def _note_work(self, ns: int, name: str, after_ns: int = 0) -> None:
-        """Note that the host is busy for a time that begins now, or a while after."""
+    def _work(self, ns: int, name: str, after_ns: int = 0) -> None:
+        """Let the time pass in which the host is busy, now or after a while of waiting."""
         self.timings.host_busy_ns += ns
         if self.spans is not None and ns:
             begins_ns = self.now_ns + after_ns
             self.spans.append(("host", name, begins_ns, begins_ns + ns))
+        self._pass(after_ns + ns)

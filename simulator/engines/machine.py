@@ -60,7 +60,7 @@ class Server:
         self.work = 0
         self.jobs = 0
         self.busy: deque[tuple[int, int]] = deque()
-        self.unreported: deque[int] = deque()
+        self.unreported: list[int] = []
         self._is_observed = is_observed
         self._duration_ns = duration_ns
         self._ends = ends
@@ -107,32 +107,17 @@ class Server:
                 issued_ns += each_ns
                 self.submit(n, label, work, issued_ns)
             return issued_ns
-        free_ns, ends, duration_ns = self.free_ns, self._ends, self._duration_ns
-        for at, n in enumerate(numbers):
+        ends, free_ns, at_once_ns = self._ends, self.free_ns, self._duration_ns(work, 0)
+        begins_ns = free_ns
+        for n in numbers:
             issued_ns += each_ns
-            begins_ns = free_ns
-            if issued_ns > begins_ns:
-                begins_ns = issued_ns
-            took_ns = duration_ns(work, begins_ns - free_ns)
-            rest = len(numbers) - at - 1
-            if (
-                rest
-                and issued_ns + rest * each_ns <= begins_ns + took_ns
-                and (at_once_ns := duration_ns(work, 0))
-            ):
-                # The others follow without a pause.
-                free_ns = begins_ns + took_ns + rest * at_once_ns
-                ends_ns = range(begins_ns + took_ns, free_ns + 1, at_once_ns)
-                ends.update(zip(numbers[at:], ends_ns, strict=True))
-                issued_ns += rest * each_ns
-                self.busy_ns += free_ns - begins_ns
-                if self._is_observed:
-                    self.busy.append((begins_ns, free_ns))
-                break
-            ends[n] = free_ns = begins_ns + took_ns
-            self.busy_ns += took_ns
-            if self._is_observed:
-                self.busy.append((begins_ns, free_ns))
+            if issued_ns <= free_ns:
+                ends[n] = free_ns = free_ns + at_once_ns
+                continue
+            self._note_busy(begins_ns, free_ns)
+            begins_ns = issued_ns
+            ends[n] = free_ns = issued_ns + self._duration_ns(work, issued_ns - free_ns)
+        self._note_busy(begins_ns, free_ns)
         self.free_ns = free_ns
         self.unreported += numbers
         self.jobs += len(numbers)
@@ -149,6 +134,10 @@ class Server:
             self._waiting.remove(self)
         return len(queue) < before
 
+    def is_idle(self, now_ns: int) -> bool:
+        """Return whether all jobs have ended by a time."""
+        return self.free_ns <= now_ns and not self._queue
+
     def next_end_ns(self) -> int | None:
         """Return when the next job ends of which the host does not know; None if not certain."""
         return self._ends[self.unreported[0]] if self.unreported else None
@@ -157,16 +146,16 @@ class Server:
         """Return the numbers of the jobs that have ended and were not reported."""
         unreported, ends = self.unreported, self._ends
         if self.free_ns <= now_ns and not self._queue:
-            ended = list(unreported)
-            unreported.clear()
-            return ended
-        ended = []
-        while unreported:
-            ends_ns = ends[unreported[0]]
+            self.unreported = []
+            return unreported
+        count = 0
+        for n in unreported:
+            ends_ns = ends[n]
             if ends_ns is None or ends_ns > now_ns:
                 break
-            ended.append(unreported.popleft())
-        return ended
+            count += 1
+        self.unreported = unreported[count:]
+        return unreported[:count]
 
     def _begin(
         self, n: int, label: object, work: int, issued_ns: int, after: Sequence[int]
@@ -184,14 +173,18 @@ class Server:
                 begins_ns = end_ns
         duration_ns = self._duration_ns(work, begins_ns - free_ns)
         self._ends[n] = self.free_ns = ends_ns = begins_ns + duration_ns
-        self.busy_ns += duration_ns
+        self._note_busy(begins_ns, ends_ns)
         self.jobs += 1
         self.work += work
-        if self._is_observed:
-            self.busy.append((begins_ns, ends_ns))
         if self._spans is not None:
             self._spans.append((self.name, label, begins_ns, ends_ns))
         return True
+
+    def _note_busy(self, begins_ns: int, ends_ns: int) -> None:
+        if ends_ns > begins_ns:
+            self.busy_ns += ends_ns - begins_ns
+            if self._is_observed:
+                self.busy.append((begins_ns, ends_ns))
 
 
 class Kind(IntEnum):
@@ -359,6 +352,10 @@ class Gpu:
                 spans.append((self._name, label, begins_ns, begins_ns + ns))
             if waiting:
                 settle_all(waiting)
+
+    def is_idle(self, now_ns: int) -> bool:
+        """Return whether all kernels have ended by a time."""
+        return self.free_ns <= now_ns and not self._queue
 
     @property
     def looks(self) -> bool:

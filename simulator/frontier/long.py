@@ -6,13 +6,15 @@ left out, since there an event runs in waves.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.simulator.frontier.stack_distances import NEVER, EventUses, LruStack, event_uses
+from moesim.simulator.frontier.stack_distances import NEVER, LruStack, event_uses
 from moesim.simulator.long_traces import PIECE_ROWS
+from moesim.simulator.workload.recorded_steps import steps_of
 from moesim.traces import RoutingTrace
 from moesim.traces.chunks import cut
 
@@ -30,23 +32,11 @@ class LongCurve:
         largest: Distinct experts of the largest event.
     """
 
-    stack: LruStack
     hits_S: Array
     decode_hits_S: Array
     demands: int = 0
     decode_demands: int = 0
     largest: int = 0
-
-    def add(self, uses: EventUses) -> None:
-        """Count the next uses."""
-        distance_N = self.stack.distances(uses)
-        hits_N = distance_N < NEVER
-        sizes = len(self.hits_S)
-        self.hits_S += np.bincount(distance_N[hits_N], minlength=sizes)
-        self.decode_hits_S += np.bincount(distance_N[hits_N & uses.is_decode_N], minlength=sizes)
-        self.demands += len(distance_N)
-        self.decode_demands += int(uses.is_decode_N.sum())
-        self.largest = max(self.largest, uses.largest)
 
     def sums(self) -> None:
         """Turn counts by distance into hits by size."""
@@ -81,25 +71,88 @@ def count_long(
     """
     everyone = trace.layers * trace.experts
     curves = LongCurves(
-        [_curve(everyone, everyone)] if whole else [],
-        [_curve(everyone, trace.experts) for _ in range(trace.layers)] if by_layer else [],
+        [_curve(everyone)] if whole else [],
+        [_curve(trace.experts) for _ in range(trace.layers)] if by_layer else [],
     )
+    count = _counting(trace, curves)
     for piece in cut(trace, PIECE_ROWS if rows is None else rows):
-        uses = event_uses(piece)
-        for curve in curves.whole:
-            curve.add(uses)
-        for layer, curve in enumerate(curves.of_layer):
-            curve.add(uses.of_layer(layer, trace.layers))
+        count(piece)
         if on_step is not None:
             on_step(piece.tokens)
     _sum_all((*curves.whole, *curves.of_layer))
     return curves
 
 
-def _curve(everyone: int, sizes: int) -> LongCurve:
-    return LongCurve(
-        LruStack(everyone), np.zeros(sizes + 1, np.int64), np.zeros(sizes + 1, np.int64)
-    )
+def _curve(sizes: int) -> LongCurve:
+    return LongCurve(np.zeros(sizes + 1, np.int64), np.zeros(sizes + 1, np.int64))
+
+
+def _counting(trace: RoutingTrace, curves: LongCurves) -> Callable[[RoutingTrace], None]:
+    """Return what counts a piece: loops where numba is installed, else arrays; to the same end."""
+    if find_spec("numba") is None:
+        return _by_arrays(trace, curves)
+    return _by_loops(trace, curves)
+
+
+def _by_arrays(trace: RoutingTrace, curves: LongCurves) -> Callable[[RoutingTrace], None]:
+    everyone = trace.layers * trace.experts
+    stack_of = [LruStack(everyone) for _ in (*curves.whole, *curves.of_layer)]
+
+    def count(piece: RoutingTrace) -> None:
+        uses = event_uses(piece)
+        of_layers = (uses.of_layer(layer, trace.layers) for layer in range(len(curves.of_layer)))
+        counted = (*(uses for _ in curves.whole), *of_layers)
+        for curve, stack, here in zip(
+            (*curves.whole, *curves.of_layer), stack_of, counted, strict=True
+        ):
+            distance_N = stack.distances(here)
+            hits_N = distance_N < NEVER
+            sizes = len(curve.hits_S)
+            curve.hits_S += np.bincount(distance_N[hits_N], minlength=sizes)
+            curve.decode_hits_S += np.bincount(
+                distance_N[hits_N & here.is_decode_N], minlength=sizes
+            )
+            curve.demands += len(distance_N)
+            curve.decode_demands += int(here.is_decode_N.sum())
+            curve.largest = max(curve.largest, here.largest)
+
+    return count
+
+
+def _by_loops(trace: RoutingTrace, curves: LongCurves) -> Callable[[RoutingTrace], None]:
+    from moesim.simulator.engines.compiled.layout import TOUCHED  # noqa: PLC0415  numba takes 0.4 s
+    from moesim.simulator.engines.compiled.trace_arrays import uses_of  # noqa: PLC0415
+    from moesim.simulator.frontier.touch_tree import count_uses, touch_tree  # noqa: PLC0415
+
+    everyone = trace.layers * trace.experts
+    caches = [(curve, touch_tree(everyone, everyone), 0, 1) for curve in curves.whole]
+    caches += [
+        (curve, touch_tree(everyone, trace.experts), layer, trace.layers)
+        for layer, curve in enumerate(curves.of_layer)
+    ]
+
+    def count(piece: RoutingTrace) -> None:
+        uses = uses_of(piece)
+        touched_U = uses.expert_U
+        if not uses.is_plain:
+            touched_U = np.ascontiguousarray(uses.detail_U3[:, TOUCHED])
+        is_decode_V = np.repeat(~steps_of(piece).prefills_S.astype(np.bool_), trace.layers)
+        for curve, tree, first, stride in caches:
+            demands, decode_demands, largest = count_uses(
+                tree,
+                uses.begins_N1,
+                touched_U,
+                is_decode_V,
+                first,
+                stride,
+                curve.hits_S,
+                curve.decode_hits_S,
+            )
+            curve.demands += demands
+            curve.decode_demands += decode_demands
+            curve.largest = max(curve.largest, largest)
+
+    return count
 
 
 def _sum_all(curves: Sequence[LongCurve]) -> None:

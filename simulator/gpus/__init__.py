@@ -3,7 +3,8 @@
 A run on one GPU imports this package and calls nothing of it. Where a run has a plan, `open_books`
 and `Host` take these in place of what they take for one GPU, under the same file names::
 
-    plan.py          homes of experts, routers of layers, the VRAM of each GPU
+    plan.py          homes of experts, routers of layers
+    rooms.py         the VRAM of each GPU
     placement.py     which GPU is an expert's home
     residency.py     the pools of each GPU             control/
     transfers.py     a queue and a window for each     control/

@@ -9,18 +9,37 @@ copies are on engines of their own (they are small and kernels read them where t
 each sending GPU, and queue behind no expert.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from moesim.simulator.choices import tokens_of
 from moesim.simulator.costs import CostModel
+from moesim.simulator.engines.dram import Workers
 from moesim.simulator.engines.hands import Hands, copy_times
 from moesim.simulator.engines.machine import Server
 from moesim.simulator.gpus.machine import Gpus
 from moesim.simulator.gpus.plan import GpuPlan
-from moesim.simulator.gpus.shared_links import Limit, SharedEngine, SharedLinks
+from moesim.simulator.gpus.shared_links import Flow, Limit, SharedEngine, SharedLinks
 from moesim.simulator.ledger import GpuTimings, Timings
 from moesim.simulator.messages import Copy, LayerRouted, Move, Run
 from moesim.simulator.terms import Device
+
+
+class Exchange(SharedEngine):
+    """What sends a GPU's activations, where the way to the host's memory is shared.
+
+    Attributes:
+        flows: What each copy that was handed over does, by number.
+    """
+
+    def __init__(self, *args: Any) -> None:  # noqa: ANN401  those of Server
+        super().__init__(*args)
+        self.flows: dict[int, Flow] = {}
+
+    def _flow(self, idle_ns: int) -> Flow:
+        """Return what the copy in turn does."""
+        del idle_ns
+        return self.flows.pop(self._queue[0][0])
 
 
 class GpusHands(Hands):
@@ -36,24 +55,22 @@ class GpusHands(Hands):
         super().__init__(costs, *told, **options)
         self._plan = plan
         gpus = range(plan.gpus)
-        limits = limits_of(costs, plan.gpus)
-        sharing = sorted(frozenset().union(*(limit.engines for limit in limits)))
-        self._links = [self._new_link(gpu, is_shared=gpu in sharing) for gpu in gpus]
+        to_gpus, from_gpus = limits_of(costs, plan.gpus), limits_back(costs, plan.gpus)
+        copying = frozenset(gpus) if costs.shares_dram else _crossing(to_gpus)
+        self._links = [self._new_link(gpu, is_shared=gpu in copying) for gpu in gpus]
         self._gpu_of = [self._new_gpu(self._links[gpu], f"gpu {gpu}") for gpu in gpus]
         self.gpu = self._gpu_of[plan.router_L[0]]
-        shared = None
-        if sharing:
-            numbers = {gpu: number for number, gpu in enumerate(sharing)}
-            engines = [link for link in self._links if isinstance(link, SharedEngine)]
-            shared = SharedLinks(
-                engines,
-                [Limit(frozenset(numbers[gpu] for gpu in gpus), most) for gpus, most in limits],
-            )
-        self._streams = Gpus(self._gpu_of, shared, self._ends, self.waiting)
+        sending = _crossing(from_gpus)
         self._exchange = [
-            Server(f"exchange {gpu}", lambda ns, _: ns, self._ends, self.waiting, self._spans)
+            (Exchange if gpu in sending else Server)(
+                f"exchange {gpu}", lambda ns, _: ns, self._ends, self.waiting, self._spans
+            )
             for gpu in gpus
         ]
+        if costs.shares_dram:
+            self.cpu = Workers(costs, self._experts, self._ends, self.waiting, self._spans)
+        shared = self._share(to_gpus, from_gpus)
+        self._streams = Gpus(self._gpu_of, shared, self._ends, self.waiting)
         self._exchanged_bytes = [0] * plan.gpus
         self._router = plan.router_L[0]  # of the layer launched last
         self._rows_G = [0] * plan.gpus  # that the open layer routed to each GPU
@@ -157,12 +174,39 @@ class GpusHands(Hands):
         """Hand over a copy of activations, and return its number."""
         self.free_ns += self._issue_ns
         self._unnamed -= 1
-        ns = self._costs.exchange_ns(src, dst, rows)
-        self._exchange[src].submit(
-            self._unnamed, f"activations to GPU {dst}", ns, self.free_ns, after
-        )
+        costs, engine = self._costs, self._exchange[src]
+        ns = costs.exchange_ns(src, dst, rows)
+        if isinstance(engine, Exchange):
+            to_host_ns = costs.exchange_to_host_ns(src, dst, rows)
+            latency_ns = costs.exchange_to_host_ns(src, dst, 0)
+            flow_ns = to_host_ns - latency_ns
+            nbytes = rows * costs.row_bytes
+            engine.flows[self._unnamed] = Flow(
+                nbytes, latency_ns, flow_ns, flow_ns, ns - to_host_ns
+            )
+        engine.submit(self._unnamed, f"activations to GPU {dst}", ns, self.free_ns, after)
         self._exchanged_bytes[src] += rows * self._costs.row_bytes
         return self._unnamed
+
+    def _share(self, to_gpus: list[Limit], from_gpus: list[Limit]) -> SharedLinks | None:
+        """Return what moves on all that crosses something together, if anything does."""
+        users = [
+            engine
+            for engine in (*self._links, *self._exchange, self.cpu)
+            if isinstance(engine, SharedEngine)
+        ]
+        if not users:
+            return None
+        number = {id(engine): at for at, engine in enumerate(users)}
+        limits = [
+            Limit(frozenset(number[id(engines[gpu])] for gpu in members), most)
+            for engines, limited in ((self._links, to_gpus), (self._exchange, from_gpus))
+            for members, most in limited
+        ]
+        links = frozenset(number[id(link)] for link in self._links if id(link) in number)
+        if isinstance(self.cpu, Workers):
+            limits.append(Limit(links | {number[id(self.cpu)]}, self._costs.dram_bytes_per_s))
+        return SharedLinks(users, limits, slowing=links)
 
     def _new_link(self, gpu: int, *, is_shared: bool) -> Server:
         """Return the copy engine of a GPU."""
@@ -190,5 +234,27 @@ def limits_of(costs: CostModel, gpus: int) -> list[Limit]:
     shared = [(frozenset(part.gpus), part.h2d.value) for part in machine.link.shared.values()]
     if all(len(members) < machine.gpus for members, _ in shared):
         shared.append((frozenset(range(gpus)), machine.host.dram_bandwidth.value))
+    return _in_the_way(shared, most, gpus)
+
+
+def limits_back(costs: CostModel, gpus: int) -> list[Limit]:
+    """Return what the links of the first GPUs share of the way to the host, where that is known."""
+    link = costs.profile.link
+    most = max(point.bytes_per_s for point in link.d2h.bandwidth.value)
+    shared = [
+        (frozenset(part.gpus), part.d2h.value)
+        for part in link.shared.values()
+        if part.d2h is not None
+    ]
+    return _in_the_way(shared, most, gpus)
+
+
+def _in_the_way(shared: Sequence[tuple[frozenset[int], int]], most: int, gpus: int) -> list[Limit]:
+    """Return the limits that the links of the first GPUs could reach, at so many bytes/s each."""
     present = [(members & frozenset(range(gpus)), limit) for members, limit in shared]
     return [Limit(members, limit) for members, limit in present if len(members) * most > limit]
+
+
+def _crossing(limits: Sequence[Limit]) -> frozenset[int]:
+    """Return the GPUs whose links share anything."""
+    return frozenset().union(*(limit.engines for limit in limits))

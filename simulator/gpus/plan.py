@@ -11,22 +11,14 @@ far as each GPU has room.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import CapabilityError, InputError, OutOfMemoryError
 from moesim.simulator.gpus.placement import COUNTED, PLACEMENTS, check_name, place
-from moesim.simulator.memory import (
-    Fixed,
-    MemoryPlan,
-    MemorySpec,
-    Server,
-    beside_experts,
-    host_room,
-    plan,
-)
+from moesim.simulator.gpus.rooms import divide_vram, share_out
+from moesim.simulator.memory import Fixed, MemoryPlan, MemorySpec, Server, host_room, plan
 from moesim.traces import RoutingTrace
 
 
@@ -141,11 +133,10 @@ def plan_gpus(
             )
     home = place(placement, layers, experts, gpus, profile_trace)
     router_L = tuple(home[::experts]) if placement == "by_layer" else (0,) * layers
-    fixed_G = _fixed(gpus, router_L, costs, spec, context_tokens, server)
     homed_G = [0] * gpus
     for expert, gpu in enumerate(home):
         homed_G[gpu] += shape.layers[expert // experts].expert_bytes
-    rooms_G = _rooms(spec, costs, fixed_G, homed_G)
+    fixed_G, rooms_G = divide_vram(spec, costs, context_tokens, server, router_L, homed_G)
     host_bytes = host_room(spec.ram, costs, sum(rooms_G))
     if host_bytes is not None:
         raise OutOfMemoryError(
@@ -170,88 +161,37 @@ def plan_gpus(
     )
 
 
-def _fixed(
+def plan_experts(
     gpus: int,
-    router_L: Sequence[int],
-    costs: CostModel,
-    spec: MemorySpec,
-    context_tokens: int,
-    server: Server | None,
-) -> tuple[Fixed, ...]:
-    """Return what each GPU keeps beside experts: its layers, embedding or head, KV, workspace."""
-    shape = costs.shape
-    whole = beside_experts(spec, costs, context_tokens, server)
-    dense_G, layers_G = [0] * gpus, [0] * gpus
-    for layer, gpu in zip(shape.layers, router_L, strict=True):
-        dense_G[gpu] += layer.dense_bytes
-        layers_G[gpu] += 1
-    rest_bytes = whole.dense_bytes - sum(dense_G)
-    head_bytes = min(shape.head_bytes, rest_bytes)
-    dense_G[router_L[-1]] += head_bytes
-    dense_G[router_L[0]] += rest_bytes - head_bytes
-    layers = len(router_L)
-    done = [0, *accumulate(layers_G)]
-    kv_G = [whole.kv_bytes * b // layers - whole.kv_bytes * a // layers for a, b in pairwise(done)]
-    return tuple(
-        Fixed(dense_bytes, part_bytes, whole.workspace_bytes)
-        for dense_bytes, part_bytes in zip(dense_G, kv_G, strict=True)
-    )
+    placement: str,
+    *,
+    experts: int,
+    sizes_L: Sequence[int],
+    budget_bytes: int,
+    profile_trace: RoutingTrace | None = None,
+) -> GpuPlan:
+    """Return how experts are spread where nothing else is: attention is on GPU 0.
 
+    Args:
+        gpus: How many; 2 or more.
+        placement: Where experts live; not ``by_layer``, which places attention too.
+        experts: Experts of each layer.
+        sizes_L: Bytes of one expert of each layer.
+        budget_bytes: Room for experts on all of them together.
+        profile_trace: What a placement may count.
 
-def _rooms(
-    spec: MemorySpec, costs: CostModel, fixed_G: Sequence[Fixed], homed_G: Sequence[int]
-) -> tuple[int, ...]:
-    """Return the room for experts on each GPU: no more than what lives there."""
-    shape, usable_bytes = costs.shape, costs.profile.vram_usable_bytes
-    experts = len(shape.layers) * shape.experts
-    slot_bytes = max(layer.expert_bytes for layer in shape.layers)
-    if not spec.gives_experts:
-        return tuple(
-            spec.expert_bytes(
-                experts=experts,
-                largest_bytes=slot_bytes,
-                all_bytes=homed_bytes,
-                fixed=fixed,
-                usable_bytes=usable_bytes,
-            )
-            for homed_bytes, fixed in zip(homed_G, fixed_G, strict=True)
-        )
-    total_bytes = spec.expert_bytes(
-        experts=experts,
-        largest_bytes=slot_bytes,
-        all_bytes=shape.expert_bytes_total,
-        fixed=fixed_G[0],
-        usable_bytes=usable_bytes,
-    )
-    limits_G = [
-        min(homed_bytes, max(0, usable_bytes - fixed.total_bytes))
-        for homed_bytes, fixed in zip(homed_G, fixed_G, strict=True)
-    ]
-    if total_bytes > sum(limits_G):
-        raise OutOfMemoryError(
-            f"{format_bytes(total_bytes)} of experts are asked for; beside dense weights, KV cache "
-            f"and workspace the {len(fixed_G)} GPUs have room for {format_bytes(sum(limits_G))}; "
-            "give fewer slots, or KV caches less room (--kv)"
-        )
-    return _divide(total_bytes, slot_bytes, limits_G)
-
-
-def _divide(total_bytes: int, slot_bytes: int, limits_G: Sequence[int]) -> tuple[int, ...]:
-    """Divide room evenly in whole slots, up to each one's limit; a rest goes where there is room.
-
-    >>> _divide(50, 10, [10, 100, 100])
-    (10, 20, 20)
+    Raises:
+        CapabilityError: A placement needs a profile trace, or places whole layers.
     """
-    rooms_G = [0] * len(limits_G)
-    left_bytes = total_bytes
-    while left_bytes:
-        piece_bytes = min(slot_bytes, left_bytes)
-        open_G = [g for g, at in enumerate(limits_G) if rooms_G[g] + piece_bytes <= at]
-        if open_G:
-            gpu = min(open_G, key=rooms_G.__getitem__)
-        else:
-            gpu = max(range(len(limits_G)), key=lambda g: limits_G[g] - rooms_G[g])
-            piece_bytes = min(piece_bytes, limits_G[gpu] - rooms_G[gpu])
-        rooms_G[gpu] += piece_bytes
-        left_bytes -= piece_bytes
-    return tuple(rooms_G)
+    if placement == "by_layer":
+        raise CapabilityError(
+            "placement by_layer puts attention on several GPUs, which is simulated and not "
+            "executed; take round_robin"
+        )
+    layers = len(sizes_L)
+    home = place(placement, layers, experts, gpus, profile_trace)
+    homed_G = [0] * gpus
+    for expert, gpu in enumerate(home):
+        homed_G[gpu] += sizes_L[expert // experts]
+    rooms_G = share_out(min(budget_bytes, sum(homed_G)), max(sizes_L), homed_G)
+    return GpuPlan(placement, home, (0,) * layers, rooms_G, (Fixed(0, 0, 0),) * gpus)

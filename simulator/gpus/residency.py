@@ -65,6 +65,7 @@ class GpusResidency(Residency):
 
     Attributes:
         gpus: How many there are.
+        rooms_G: As given.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class GpusResidency(Residency):
         self._home = home
         self._dropped_bytes = 0
         self.gpus = len(rooms_G)
+        self.rooms_G = rooms_G
         one_size = self.size_L[0] if run.equal_experts else None
         staging_G = _staging(rooms_G, staging_bytes, max(self.size_L))
         left_G = [room - staged for room, staged in zip(rooms_G, staging_G, strict=True)]

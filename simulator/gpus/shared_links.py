@@ -69,6 +69,24 @@ def fair_rates(wanted: Mapping[int, int], limits: Sequence[Limit]) -> dict[int, 
     return rates
 
 
+class Flow(NamedTuple):
+    """What a copy does from its begin to its end.
+
+    Attributes:
+        nbytes: Its bytes.
+        latency_ns: Before they flow.
+        flow_ns: While they flow, alone on what is shared.
+        flow_beside_ns: The same beside those that slow it down.
+        return_ns: After they have flowed.
+    """
+
+    nbytes: int
+    latency_ns: int
+    flow_ns: int
+    flow_beside_ns: int
+    return_ns: int = 0
+
+
 class SharedEngine(Server):
     """A copy engine whose link others share; `SharedLinks` moves it on.
 
@@ -76,8 +94,11 @@ class SharedEngine(Server):
         begins_ns: When the copy in turn begins, or has begun; None if there is none or that is not
             certain.
         flows_ns: When its bytes begin to flow; None before it has begun.
+        returns_ns: When it ends; None before its bytes are there.
         wanted: The most bytes/s that it can use.
+        wanted_beside: The same beside those that slow it down (`SharedLinks`).
         left: Its work that is not done.
+        return_ns: From the last byte to its end.
     """
 
     def __init__(
@@ -92,8 +113,10 @@ class SharedEngine(Server):
     ) -> None:
         super().__init__(name, duration_ns, ends, waiting, spans, is_observed=is_observed)
         self.flows_ns: int | None = None
-        self.wanted = 0
+        self.returns_ns: int | None = None
+        self.wanted = self.wanted_beside = 0
         self.left = 0
+        self.return_ns = 0
         self._begun_ns = 0
 
     def submit(
@@ -122,21 +145,29 @@ class SharedEngine(Server):
 
     def begin(self, now_ns: int) -> None:
         """Begin the copy in turn."""
-        size = self._queue[0][2]
-        idle_ns = now_ns - self.free_ns
-        latency_ns = self._duration_ns(0, idle_ns)
-        flow_ns = self._duration_ns(size, idle_ns) - latency_ns
+        flow = self._flow(now_ns - self.free_ns)
         self._begun_ns = now_ns
-        self.flows_ns = now_ns + latency_ns
-        self.wanted = max(1, size * _SECOND_NS // flow_ns) if flow_ns else 0
-        self.left = flow_ns * self.wanted
+        self.flows_ns = now_ns + flow.latency_ns
+        self.wanted, self.wanted_beside = (
+            max(1, flow.nbytes * _SECOND_NS // ns) if ns else 0
+            for ns in (flow.flow_ns, flow.flow_beside_ns)
+        )
+        self.left = flow.flow_ns * self.wanted
+        self.return_ns = flow.return_ns
         if self._is_observed:
             self.busy.append((now_ns, FOREVER))
+
+    def _flow(self, idle_ns: int) -> "Flow":
+        """Return what the copy in turn does, after so long a pause."""
+        size = self._queue[0][2]
+        latency_ns = self._duration_ns(0, idle_ns)
+        flow_ns = self._duration_ns(size, idle_ns) - latency_ns
+        return Flow(size, latency_ns, flow_ns, flow_ns)
 
     def end(self, now_ns: int) -> None:
         """End the copy in turn."""
         n, label, size, _, _ = self._queue.popleft()
-        begun_ns, self.flows_ns = self._begun_ns, None
+        begun_ns, self.flows_ns, self.returns_ns = self._begun_ns, None, None
         self._ends[n] = self.free_ns = now_ns
         self.busy_ns += now_ns - begun_ns
         self.jobs += 1
@@ -157,11 +188,18 @@ class SharedLinks:
     Args:
         engines: All of them, by number.
         limits: What they share.
+        slowing: Those beside whose bytes an engine uses no more than its ``wanted_beside``.
     """
 
-    def __init__(self, engines: Sequence[SharedEngine], limits: Sequence[Limit]) -> None:
+    def __init__(
+        self,
+        engines: Sequence[SharedEngine],
+        limits: Sequence[Limit],
+        slowing: frozenset[int] = frozenset(),
+    ) -> None:
         self.engines = engines
         self._limits = limits
+        self._slowing = slowing
         self._now_ns = 0
         self._rates: dict[int, int] = {}  # of the copies that flow
         self._known: dict[tuple[tuple[int, int], ...], dict[int, int]] = {}
@@ -172,6 +210,8 @@ class SharedLinks:
         for number, engine in enumerate(self.engines):
             if engine.flows_ns is None:
                 at_ns = engine.begins_ns
+            elif engine.returns_ns is not None:
+                at_ns = engine.returns_ns
             elif number in self._rates:
                 at_ns = self._now_ns - (-engine.left // self._rates[number])
             else:
@@ -192,19 +232,27 @@ class SharedLinks:
         for number, engine in enumerate(self.engines):
             if number in self._rates and engine.left <= 0:
                 del self._rates[number]
+                engine.returns_ns = now_ns + engine.return_ns
+            if engine.returns_ns == now_ns:
                 engine.end(now_ns)
             if engine.flows_ns is None and engine.begins_ns == now_ns:
                 engine.begin(now_ns)
             if engine.flows_ns == now_ns and number not in self._rates:
                 if engine.left:
                     self._rates[number] = 0
-                else:
-                    engine.end(now_ns)
+                elif engine.returns_ns is None:
+                    engine.returns_ns = now_ns + engine.return_ns
+                    if not engine.return_ns:
+                        engine.end(now_ns)
         self._share()
 
     def _share(self) -> None:
         """Give every copy that flows its share."""
-        wanted = tuple((number, self.engines[number].wanted) for number in sorted(self._rates))
+        is_beside = not self._slowing.isdisjoint(self._rates)
+        wanted = tuple(
+            (number, engine.wanted_beside if is_beside else engine.wanted)
+            for number, engine in ((number, self.engines[number]) for number in sorted(self._rates))
+        )
         rates = self._known.get(wanted)
         if rates is None:
             rates = self._known[wanted] = fair_rates(dict(wanted), self._limits)

@@ -16,7 +16,7 @@ Everything here is a pure function of statistics and costs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from math import comb
 from typing import NamedTuple
@@ -32,7 +32,7 @@ SETTLING_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class LayerFigures:
+class LayerFigures:  # noqa: PLW1641  it holds arrays, which have no hash
     """What the search must know of one layer.
 
     Attributes:
@@ -52,6 +52,13 @@ class LayerFigures:
     copy_ns: int
     attention_ns: int
     experts_ns: int
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether every figure is the same; what `dataclass` gives cannot compare arrays."""
+        if not isinstance(other, LayerFigures):
+            return NotImplemented
+        names = (field.name for field in fields(self))
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
 class LayerSplit(NamedTuple):

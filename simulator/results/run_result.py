@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moesim.hardware_profiles.units import format_bytes_per_s
 from moesim.simulator.controller import Controller
 from moesim.simulator.engines.machine import Span
 from moesim.simulator.errors import PolicyError
@@ -227,10 +228,16 @@ def _caveats(run: "Prepared", counts: Counts) -> list[str]:
         caveats.append(
             f"the routes are those of {bound.system} at {bound.budget_bytes} bytes of experts"
         )
-    if counts.cpu_experts and counts.copies:
+    if counts.cpu_experts and counts.copies and not run.spec.shared_dram:
         caveats.append(
             "CPU experts are charged the DRAM's rate without copies beside them; where both "
             "run they share it"
+        )
+    if run.spec.shared_dram and (counts.cpu_experts or counts.bytes_nvme):
+        together = format_bytes_per_s(run.costs.dram_bytes_per_s)
+        caveats.append(
+            f"copies, CPU experts and reads from NVMe share a DRAM of {together}; beside copies "
+            "the CPU reads at the rate that was seen there"
         )
     if run.tiers is not None and run.tiers.host is not None:
         caveats.append(BOUNDS_WITHOUT_NVME)

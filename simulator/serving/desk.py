@@ -128,6 +128,7 @@ class Desk:
     Attributes:
         counts: What requests did.
         finished: Times of those that have ended, in that order.
+        next_ns: When the next request arrives, as far as anybody knows.
     """
 
     def __init__(
@@ -141,16 +142,12 @@ class Desk:
         self._on_request = self.finished.append if on_request is None else on_request
         self._guests = guests
         self._arrivals = guests.arrivals()
+        self.next_ns = self._arrivals.next_ns
         self._terms = terms
         self._open: dict[int, RequestTimes] = {}
         self._waiting = 0
         self._contexts: dict[int, int] = {}  # KV bytes of each request that has begun
         self._kv_bytes = 0
-
-    @property
-    def next_ns(self) -> int | None:
-        """When the next request arrives, as far as anybody knows."""
-        return self._arrivals.next_ns
 
     def arrive(self, now_ns: int) -> list[Fact]:
         """Return the facts of those that have arrived by now and are let in."""
@@ -160,6 +157,7 @@ class Desk:
                 fact = self._let_in(request, arrived_ns, now_ns)
                 if fact is not None:
                     facts.append(fact)
+        self.next_ns = self._arrivals.next_ns
         return facts
 
     def begin(self, step: Pass, now_ns: int) -> None:

@@ -89,6 +89,7 @@ class RunOptions(BaseModel):
     profile_trace: str | None = None
     gpus: int = Field(default=1, ge=1)
     placement: str = PLACEMENTS[0]
+    shared_dram: bool = False
     engine: str = ENGINE_NAMES[0]
     seed: int = Field(default=0, ge=0)
     ask: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
@@ -138,6 +139,7 @@ class RunOptions(BaseModel):
             engine=self.engine,
             gpus=self.gpus,
             placement=self.placement,
+            shared_dram=self.shared_dram,
             seed=self.seed,
             ask_ns=_ask_ns(self.ask),
             serving=serving,

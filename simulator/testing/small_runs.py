@@ -74,6 +74,7 @@ def small_run(
     tiers: TierPlan | None = None,
     gpus: int = 1,
     placement: str = PLACEMENTS[0],
+    shared_dram: bool = False,
 ) -> Prepared:
     """Return a run that is ready to be driven: ``controller()`` and ``workload()`` are fresh ones.
 
@@ -97,6 +98,7 @@ def small_run(
         tiers: Where experts lie that are not in VRAM; in RAM by default.
         gpus: GPUs that serve; the room is shared out over them.
         placement: How experts are spread over them.
+        shared_dram: Whether copies, CPU experts and reads from NVMe share the host's DRAM.
     """
     sizes_L = list(expert_bytes_L or [EXPERT_BYTES] * trace.layers)
     shape = CostShape.from_bytes(
@@ -109,7 +111,12 @@ def small_run(
     )
     layers = [replace(layer, kv_bytes_per_token=kv_bytes_per_token) for layer in shape.layers]
     shape = replace(shape, layers=tuple(layers))
-    costs = CostModel(round_machine(**(machine or {})), round_runtime(**(runtime or {})), shape)
+    costs = CostModel(
+        round_machine(**(machine or {})),
+        round_runtime(**(runtime or {})),
+        shape,
+        shares_dram=shared_dram,
+    )
     if window_bytes is not None:
         costs.window_bytes = window_bytes
     if budget_bytes is None:
@@ -135,6 +142,7 @@ def small_run(
         serving=serving,
         gpus=gpus,
         placement=placement,
+        shared_dram=shared_dram,
     )
     given = MemorySpec(expert_budget=f"{budget_bytes}B", kv=kv)
     divide = Dividing(gpus, placement, profile_trace)

@@ -9,8 +9,7 @@ An expert that leaves VRAM is *offered* downwards: to the neighbour, and to RAM 
 A shelf whose policy keeps it gets it by a copy, for which the next owner of its room in VRAM waits.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from moesim.simulator.control.residency import Pool
@@ -71,15 +70,21 @@ class Tiers:
 
     def nearest_first(self, experts: Sequence[int]) -> list[int]:
         """Return experts in the order in which their copies can begin: those on NVMe come last."""
-        return sorted(experts, key=self.is_far)  # stable
+        return [*experts] if self._ram is None else sorted(experts, key=self.is_far)  # stable
 
-    @contextmanager
-    def reserving(self, experts: Sequence[int]) -> Iterator[None]:
-        """Keep experts where they lie while room is made for them, for victims go down first."""
-        reserved = [(shelf, shelf.reserve(experts)) for shelf in self._shelves]
-        yield
-        for shelf, kept in reserved:
-            shelf.free(kept)
+    def reserve(self, experts: Sequence[int]) -> list[list[int]]:
+        """Keep experts where they lie while room is made for them, for victims go down first.
+
+        Returns:
+            What `free` is to be told once they were handed over.
+        """
+        return [shelf.reserve(experts) for shelf in self._shelves]
+
+    def free(self, reserved: list[list[int]]) -> None:
+        """Let experts leave again that were reserved and nobody reads."""
+        for shelf, kept in zip(self._shelves, reserved, strict=True):
+            if kept:
+                shelf.free(kept)
 
     def is_far(self, expert: int) -> bool:
         """Return whether the expert lies on NVMe alone, or is still on its way to RAM."""

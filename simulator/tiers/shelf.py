@@ -8,6 +8,7 @@ what leaves is forgotten: the tier below has it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from operator import attrgetter
 
 from moesim.hardware_profiles.units import format_bytes
 from moesim.simulator.control.residency import Pool, WholeResidency
@@ -18,6 +19,7 @@ from moesim.simulator.terms import Cause, Place, Tier, Verdict
 
 _NOT_ASKED = ("partition", "repartition", "rebalance", "asks")
 _PRESENT = [field.name for field in fields(View) if field.name != "residency"]
+_of_the_present = attrgetter(*_PRESENT)
 
 
 class Shelf:
@@ -81,6 +83,7 @@ class Shelf:
         self._policy = policy
         self._reads_signals = reads_signals
         self._view = View(self.rooms)
+        self._seen: tuple[object, ...] = _of_the_present(self._view)
         self._ends_events = overrides(policy, CachePolicy, "on_event_end")
         self._coming: dict[int, int] = {}  # what brings an expert -> the expert
         self._held: dict[int, list[int]] = {}  # what reads experts -> the experts
@@ -96,8 +99,11 @@ class Shelf:
         view = self._view
         if self._ends_events and view.event >= 0 and view.event != present.event:
             self._policy.on_event_end(view)
-        for name in _PRESENT:
-            setattr(view, name, getattr(present, name))
+        seen = _of_the_present(present)
+        for name, before, now in zip(_PRESENT, self._seen, seen, strict=True):
+            if now is not before:
+                setattr(view, name, now)
+        self._seen = seen
 
     def has(self, expert: int) -> bool:
         """Return whether the expert is here or on its way in."""

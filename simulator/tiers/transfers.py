@@ -47,6 +47,7 @@ class TieredTransfers(Transfers):
     ) -> None:
         super().__init__(cache, residency, view, counts, out, window_bytes)
         self._make_room = None
+        self._reserves = True  # what is copied by itself; False while a layer's demand is reserved
         self._promoted: set[int] = set()  # read into RAM for a wish that stands
         self._tiers = out.tiers = Tiers(shelves, counts, view, out)
         view.below = self._tiers
@@ -58,13 +59,23 @@ class TieredTransfers(Transfers):
 
     def copy_demand(self, experts: Sequence[int]) -> list[tuple[int, Pool]]:
         """Hand over copies of the missing experts of one layer, the nearest first."""
-        with self._tiers.reserving(experts):
-            return super().copy_demand(self._tiers.nearest_first(experts))
+        tiers = self._tiers
+        reserved, self._reserves = tiers.reserve(experts), False
+        try:
+            return super().copy_demand(tiers.nearest_first(experts))
+        finally:
+            self._reserves = True
+            tiers.free(reserved)
 
     def copy_into(self, pool: Pool, expert: int, cause: Cause, after: tuple[int, ...] = ()) -> bool:
         """Give the expert room in a pool of VRAM and hand its copies over."""
-        with self._tiers.reserving([expert]):
+        if not self._reserves:
             return super().copy_into(pool, expert, cause, after)
+        reserved = self._tiers.reserve([expert])
+        try:
+            return super().copy_into(pool, expert, cause, after)
+        finally:
+            self._tiers.free(reserved)
 
     def evict(self, expert: int, pool: Pool) -> None:
         """Take an expert's room back, and offer what was here to the tiers below."""

@@ -12,12 +12,12 @@ from moesim.simulator.serving.spec import Serving
 from moesim.simulator.testing import Witness, adversarial, engine, small_run, tiny_trace
 
 KV_TOKEN_BYTES = 1_000
-SCHEDULES = ["fcfs", "shortest_first", "slo_first"]
+SCHEDULES = ["fcfs", "shortest_first", "slo_first", "task_aware"]
 
 
 @st.composite
 def servings(draw: st.DrawFn) -> Prepared:
-    """Draw a server: arrivals of any kind, in bursts or not, and any batching and memory."""
+    """Draw a server: arrivals in bursts or not, any batching and memory, one GPU or two."""
     lengths = f"prompt={draw(st.integers(1, 9))},output={draw(st.integers(1, 9))}"
     requests = draw(st.integers(1, 8))
     kinds = ["poisson:rate=300", "gamma:rate=900,cv=4", "users:users=3,think=0.001"]
@@ -35,6 +35,7 @@ def servings(draw: st.DrawFn) -> Prepared:
         kv=f"{draw(st.integers(10, 60)) * KV_TOKEN_BYTES}B",
         kv_bytes_per_token=KV_TOKEN_BYTES // 2,
         seed=draw(st.integers(0, 99)),
+        gpus=draw(st.sampled_from([1, 1, 2])),
     )
 
 

@@ -29,8 +29,11 @@ def served(run: Prepared) -> tuple[list[RequestTimes], int, Log]:
     st.sampled_from(["poisson:rate=400", "gamma:rate=2000,cv=5", "users:users=5,think=0.002"]),
     st.integers(1, 3),
     st.integers(0, 99),
+    st.integers(1, 2),
 )
-def test_the_number_in_the_system_is_rate_times_stay(kind: str, batch: int, seed: int) -> None:
+def test_the_number_in_the_system_is_rate_times_stay(
+    kind: str, batch: int, seed: int, gpus: int
+) -> None:
     """L = lambda W holds exactly, of all requests and of those that queue.
 
     L is integrated over what the controller was told, W is the mean of what the result reports.
@@ -40,6 +43,7 @@ def test_the_number_in_the_system_is_rate_times_stay(kind: str, batch: int, seed
         schedule=f"fcfs:max_batch={batch},chunk=2/resident_first",
         serving=Serving(f"{kind},requests=12"),
         seed=seed,
+        gpus=gpus,
     )
     times, span_ns, log = served(run)
     stay, queue = changes_of(log)

@@ -93,6 +93,15 @@ def test_a_copy_starts_late_where_the_engine_stood_still() -> None:
     assert costs.copy_ns(MB, idle_ns=10**9) == 312_000
 
 
+def test_a_copy_from_another_gpu_starts_late_too() -> None:
+    """An engine between GPUs takes as long to start; no link has gone to sleep there."""
+    machine = {"peer_bytes_per_s": 2 * 10**10, "peer_latency_ns": 5_000}
+    costs = CostModel.for_tests(machine=machine, runtime={"copy_start_ns": 7_000})
+    assert costs.copy_ns(MB, "peer") == 55_000
+    assert costs.copy_ns(MB, "peer", idle_ns=1) == 62_000
+    assert costs.copy_ns(MB, "peer", idle_ns=10**9) == 62_000
+
+
 def test_pageable_memory_is_copied_at_its_own_rate_and_blocks() -> None:
     """A runtime that does not pin gets 1 GB/s here, and its host waits."""
     costs = CostModel.for_tests(runtime={"source": "pageable", "blocking": True})

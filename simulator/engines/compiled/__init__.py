@@ -8,7 +8,7 @@ a run.
     layout.py        what the arrays are        jit.py      how functions are compiled
     tables.py        an array without its cost  opening.py  a run's arrays as tables
     trace_arrays.py  a trace's demands          wishes.py   what prefetch policies answer
-    packing.py       a run into arrays          shelves.py  the order in which experts leave
+    packing.py       a run into arrays          shelves.py, marks.py    the order of leaving
     caches.py        cache policies             lfru.py, priorities.py  whose score is lowest
     decide.py        judgement, runs, waves     transfers.py rooms, victims, copies, wishes
     serve.py         steps, one after another   machine.py  GPU, link and host

@@ -17,12 +17,12 @@ from moesim.simulator.engines.compiled.layout import (
     EVENT,
     FAULT,
     IS_PREFILL,
+    KINDS,
     LAYER_NOW,
     LAYERS,
     LOADING,
     MISSING,
     NUMBERED,
-    QUEUED_BYTES,
     RUNS,
     Run,
 )
@@ -108,6 +108,6 @@ def count_all(arrays: Run) -> None:
                     return
             for at in range(counted[2]):
                 run.experts[run.lists[MISSING, at], LOADING] = 0
-            run.state[COMMANDS] = run.state[RUNS] = run.state[QUEUED_BYTES] = 0
+            run.state[COMMANDS] = run.state[KINDS] = run.state[RUNS] = 0
             run.state[COPIES_REPORTED] = run.state[NUMBERED]
         end_event(run)

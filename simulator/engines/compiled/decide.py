@@ -6,7 +6,7 @@ victims depend on it.
 
 import numpy as np
 
-from moesim.simulator.engines.compiled.caches import release
+from moesim.simulator.engines.compiled.caches import released
 from moesim.simulator.engines.compiled.jit import jit, rare
 from moesim.simulator.engines.compiled.layout import (
     ABSENT,
@@ -14,38 +14,47 @@ from moesim.simulator.engines.compiled.layout import (
     BYTES_USEFUL,
     CAME,
     CLASS,
+    COPIES_REPORTED,
     DECIDES_ON_GPU,
     DECODE_DEMANDS,
     DECODE_HITS,
     DEMAND,
     DEMANDED,
+    EVERYONE,
+    EXPERTS,
     EXPERTS_FIXED_NS,
     FAULT,
     FREE_BYTES,
     HERE,
     HITS,
-    IS_LEAVING,
     IS_ON_DEMAND,
     IS_PLAIN,
     IS_UNUSED,
+    KERNEL_AFTER,
     KERNELS,
+    KIND,
     LATE,
     LAYER,
     LAYER_NOW,
     LEASED,
     LEASED_BY,
     LEASES,
+    LEAVING,
     LOADING,
     MISSES,
     MISSING,
+    NS,
     OF_LAYER,
     ON_ITS_WAY,
     ONE,
+    RING,
     ROOM,
     RUN,
     RUNS,
+    SERVED,
     SERVES,
     SIZE,
+    STAGED,
     STAGED_EXPERTS,
     STAGED_ONES,
     TOKENS,
@@ -66,15 +75,15 @@ def end_event(run: Run) -> None:
     for at in range(run.state[LEASED]):
         expert = run.lists[LEASES, at]
         run.experts[expert, LEASED_BY] = -1
-        release(expert, run)
-    run.state[LEASED] = 0
     layer = run.state[LAYER_NOW]
+    released(layer, run)
+    run.state[LEASED] = 0
     at = run.state[STAGED_EXPERTS] - 1
     while at >= 0 and layer >= 0:
         expert = run.lists[STAGED_ONES, at]
         if run.experts[expert, OF_LAYER] == layer:
             if run.experts[expert, LOADING]:
-                run.experts[expert, IS_LEAVING] = 1
+                run.experts[expert, ROOM] = LEAVING
             else:
                 evict(expert, run)
         at -= 1
@@ -93,20 +102,18 @@ def judge(event: Number, is_decode: bool, run: Run) -> tuple[Number, Number, Num
     for at in range(begins, ends):
         expert = np.int64(run.expert_U[at])
         if not run.state[IS_PLAIN]:
-            run.experts[expert, SERVES] = run.detail_U3[at, TOKENS]
-        if run.experts[expert, ROOM] == ABSENT:
-            run.lists[MISSING, misses] = expert
-            misses += 1
-            continue
-        run.experts[expert, LEASED_BY] = 0
+            run.rest[expert, SERVES] = run.detail_U3[at, TOKENS]
+        is_absent = np.int64(run.experts[expert, ROOM] == ABSENT)
+        is_late = np.int64(run.experts[expert, LOADING] != 0)
+        run.experts[expert, LEASED_BY] = -is_absent
+        run.lists[MISSING, misses] = expert
+        run.lists[ON_ITS_WAY, late] = expert
+        run.lists[HERE, hits] = expert
         run.lists[LEASES, leases] = expert
-        leases += 1
-        if run.experts[expert, LOADING]:
-            run.lists[ON_ITS_WAY, late] = expert
-            late += 1
-        else:
-            run.lists[HERE, hits] = expert
-            hits += 1
+        misses += is_absent
+        late += is_late
+        hits += 1 - is_absent - is_late
+        leases += 1 - is_absent
     run.state[LEASED] = leases
     if run.state[UNUSED] or late:
         _settle_prefetches(hits, late, run)
@@ -130,7 +137,8 @@ def _settle_prefetches(hits: Number, late: Number, run: Run) -> None:
             run.state[BYTES_USEFUL] += run.layers[run.experts[expert, OF_LAYER], SIZE]
     for at in range(late):
         expert = run.lists[ON_ITS_WAY, at]
-        run.experts[expert, IS_LEAVING] = 0
+        if run.experts[expert, ROOM] == LEAVING:
+            run.experts[expert, ROOM] = STAGED
         if run.experts[expert, IS_UNUSED]:
             run.experts[expert, IS_UNUSED] = 0
             run.state[UNUSED] -= 1
@@ -165,7 +173,7 @@ def carry_out(
     _run_all(event, layer, hits, late, misses, run)
     if waiting:
         _carry_out_in_waves(event, layer, counted, waiting, run)
-    command(LAYER, layer + 1, ZERO, ZERO, run)
+    command(LAYER, layer + 1, run)
 
 
 @rare
@@ -196,13 +204,12 @@ def _run_all(
     if hits:
         class_ = run.layers[layer, CLASS]
         ns = run.state[EXPERTS_FIXED_NS]
-        kernel = _next_kernel(run)
+        number = run.state[RUNS] + 1
         for at in range(hits):
             expert = run.lists[HERE, at]
-            run.experts[expert, LEASED_BY] = kernel
+            run.experts[expert, LEASED_BY] = number
             ns += run.expert_CT[class_, _tokens(expert, run)]
-        command(RUN, ns, ZERO, hits, run)
-        run.state[RUNS] += 1
+        _hand_over(ns, ZERO, hits, run)
     for at in range(late):
         _run_one(run.lists[ON_ITS_WAY, at], layer, run)
     for at in range(misses):
@@ -217,17 +224,32 @@ def _run_one(
 ) -> None:
     if run.experts[expert, LEASED_BY] != 0:
         return
-    run.experts[expert, LEASED_BY] = _next_kernel(run)
+    run.experts[expert, LEASED_BY] = run.state[RUNS] + 1
     ns = run.expert_CT[run.layers[layer, CLASS], _tokens(expert, run)]
     ns += run.state[EXPERTS_FIXED_NS]
-    command(RUN, ns, run.experts[expert, LOADING], ONE, run)
-    run.state[RUNS] += 1
+    after = ZERO
+    if run.experts[expert, LOADING]:
+        first = run.state[COPIES_REPORTED] + 1
+        after = first + ((run.experts[expert, LOADING] - 1 - first) & run.state[RING])
+    _hand_over(ns, after, ONE, run)
 
 
 @jit
-def _next_kernel(run: Run) -> Number:
-    """Return the number that the next run of this answer will have in the GPU's queue."""
-    return run.state[KERNELS] + run.state[DECIDES_ON_GPU] + run.state[RUNS] + 1
+def _hand_over(ns: Number, after: Number, experts: Number, run: Run) -> None:
+    """Enter a run where the GPU's queue will have it."""
+    run.state[RUNS] += 1
+    at = _kernel(run.state[RUNS], run) & run.state[RING]
+    run.kernels[at, KIND] = EXPERTS
+    run.kernels[at, NS] = ns
+    run.kernels[at, KERNEL_AFTER] = after
+    run.kernels[at, SERVED] = experts
+    command(RUN, ONE, run)
+
+
+@jit
+def _kernel(number: Number, run: Run) -> Number:
+    """Return the number that a run of this answer will have in the GPU's queue."""
+    return run.state[KERNELS] + run.state[DECIDES_ON_GPU] + number
 
 
 @jit
@@ -235,7 +257,7 @@ def _tokens(expert: Number, run: Run) -> Number:
     """Return how many tokens an expert of an event serves."""
     if run.state[IS_PLAIN]:
         return 1
-    return run.experts[expert, SERVES]
+    return run.rest[expert, SERVES]
 
 
 @jit
@@ -259,7 +281,7 @@ def _next_wave(
         while run.pools[pool, FREE_BYTES] < size:
             member = _oldest_member(pool, members, run)
             if member >= 0:
-                after = max(after, run.experts[member, LEASED_BY])
+                after = max(after, _kernel(run.experts[member, LEASED_BY], run))
                 run.experts[member, LEASED_BY] = -1
                 evict(member, run)
             elif at > 0:
@@ -271,7 +293,6 @@ def _next_wave(
                 if oldest < 0:
                     run.state[FAULT] = TOO_SMALL
                     return ZERO
-                run.experts[oldest, IS_LEAVING] = 0
                 evict(oldest, run)
         copy_in(expert, DEMAND, after, run)
     return ZERO
@@ -280,12 +301,12 @@ def _next_wave(
 @jit
 def _oldest_member(pool: Number, members: Number, run: Run) -> Number:
     """Return the expert of a pool whose run was handed over first; those of one run in turn."""
-    oldest, oldest_run = -1, 0
+    oldest, oldest_run = -ONE, ZERO
     for at in range(members):
         expert = run.lists[LEASES, at]
-        kernel = run.experts[expert, LEASED_BY]
-        if kernel > 0 and pool_of(expert, run) == pool and (oldest < 0 or kernel < oldest_run):
-            oldest, oldest_run = expert, kernel
+        number = np.int64(run.experts[expert, LEASED_BY])
+        if number > 0 and pool_of(expert, run) == pool and (oldest < 0 or number < oldest_run):
+            oldest, oldest_run = expert, number
     return oldest
 
 
@@ -293,12 +314,12 @@ def _oldest_member(pool: Number, members: Number, run: Run) -> Number:
 def _oldest_prefetch(pool: Number, run: Run) -> Number:
     """Return the expert of a pool that is not leased and has had its room for longest, or -1."""
     oldest = -1
-    for expert in range(len(run.experts)):
+    for expert in range(run.state[EVERYONE]):
         if (
             run.experts[expert, ROOM] != ABSENT
             and run.experts[expert, LEASED_BY] < 0
             and pool_of(expert, run) == pool
-            and (oldest < 0 or run.experts[expert, CAME] < run.experts[oldest, CAME])
+            and (oldest < 0 or run.rest[expert, CAME] < run.rest[oldest, CAME])
         ):
             oldest = expert
     return oldest

@@ -54,6 +54,10 @@ def replay_compiled(
         raise CapabilityError(
             f"engine compiled knows one GPU; with --gpus {run.gpus.gpus} use --engine clock"
         )
+    if run.spec.shared_dram:
+        raise CapabilityError(
+            "engine compiled gives each the DRAM to itself; with --shared-dram use --engine clock"
+        )
     check_policies(run.policies)
     from moesim.simulator.engines.compiled.running import replay  # noqa: PLC0415  numba takes 0.4 s
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # N events, one for each MoE layer of each step; U uses, one for each distinct expert of each event;
-# S steps; L MoE layers; X = L * E experts of the model; P pools of the cache; K keys of a shelf;
+# S steps; L MoE layers; X = L * E experts of the model; P pools of the cache; K keys of shelves;
 # C classes of layers of equal cost; G different lengths of step; T tokens; W wishes; J jobs kept.
 
 Ints = NDArray[np.int64]
@@ -24,8 +24,8 @@ Number = Any
 LRU, FIFO, LFU, LFRU, BELADY, LCP, PASSING = range(7)
 """Cache policies. PASSING keeps what lay there before the run and stages everything else."""
 
-ABSENT, CACHED, STAGED = range(3)
-"""Where an expert has room."""
+ABSENT, CACHED, STAGED, LEAVING = range(4)
+"""Where an expert has room; LEAVING is staged until its copy has ended."""
 
 # What functions are passed are typed numbers: numba compiles them anew for every plain one.
 COPY, RUN, LAYER, FORM = (np.int64(number) for number in range(4))
@@ -63,9 +63,10 @@ class Run(NamedTuple):
     expert_CT: Ints
     steps: Ints
     layers: Ints
-    experts: Ints
+    experts: Shorts  # and after them the shelves on which they stand, pool by pool; ``shelves.py``
+    last_use_X: Ints  # BELADY, LFRU, LCP: clock of the last use
+    rest: Ints
     pools: Ints  # those of the cache, then the staging room
-    shelves_PK: Ints
     marks: Ints
     scores: Floats  # LCP's and LFRU's; see ``priorities.py`` and ``lfru.py``
     lists: Ints
@@ -96,47 +97,44 @@ COST_ROW, GIVES, IS_PREFILL, BEGAN, ENDED, STEP_COLUMNS = range(6)
 """Columns of ``layers``."""
 
 (
-    # what every access looks at
     ROOM,
-    LOADING,  # the copy that brings it, or 0
-    LEASED_BY,  # the kernel that uses it, 0 until that is handed over, -1 if none
+    LOADING,  # the place of the copy that brings it in ``copies``, from 1 on, or 0
+    LEASED_BY,  # the run of this event that uses it, 0 until that is handed over, -1 if none
     IS_UNUSED,  # prefetched and not demanded
     YOUNGER,  # its neighbours on its shelf
     OLDER,
-    KEY,
+    KEY,  # LFU, LFRU: its shelf's, -1 if it stands on none; BELADY: the next event that demands it
     OF_LAYER,
-    # what fewer do
+    EXPERT_COLUMNS,
+) = range(9)
+"""Columns of ``experts``: half a cache line, since most accesses are to one not in the cache."""
+
+(
     USES,
-    LAST_USE,  # LFRU, LCP: clock of the last use
-    UPCOMING,  # BELADY: the next event that demands it
     SERVES,  # tokens of the present event
-    CAME,  # when it was given its room; below 0 before the run
-    IS_LEAVING,  # staged, leaves when its copy has ended
+    CAME,  # with prefetch: when it was given its room
     STAGED_AT,
     IS_WISHED,
-    EXPERT_COLUMNS,
-) = range(17)
-"""Columns of ``experts``: two cache lines, of which most accesses need the first alone."""
+    REST_COLUMNS,
+) = range(6)
+"""Columns of ``rest``: what fewer accesses look at."""
 
 FREE_BYTES, LEAST_FREE_BYTES, OLDEST_USE, HIGHEST_KEY, POOL_COLUMNS = range(5)
 """Columns of ``pools``; LFRU's are OLDEST_USE, at or before every last use, and HIGHEST_KEY."""
-
-OLDEST, YOUNGEST, SHELF_COLUMNS = range(3)
-"""Columns of ``shelves_PK``."""
 
 LEASES, STAGED_ONES, WISHED, HERE, ON_ITS_WAY, MISSING, WAITING, LISTS = range(8)
 """Rows of ``lists``: experts leased, staged, wished for (a ring of E for each layer); then scratch
 of one event: hits, late ones, misses, and misses that wait for room."""
 
-OP, FIRST, SECOND, THIRD, COMMAND_COLUMNS = range(5)
-"""Columns of ``commands``: a copy has expert and kernel to wait for; a run has ns, copy to wait for
-and number of experts; a layer has its number."""
+OP, COUNT, COMMAND_COLUMNS = range(3)
+"""Columns of ``commands``: so many of a kind, one after another; of a layer its number. Copies and
+runs stand where they are kept when they have been handed over."""
 
 EXPERT, ISSUED, AFTER, BEGINS, ENDS, COPY_COLUMNS = range(6)
 """Columns of ``copies``."""
 
-KIND, KERNEL_ISSUED, KERNEL_AFTER, NS, KERNEL_ENDS, KERNEL_COLUMNS = range(6)
-"""Columns of ``kernels``."""
+KIND, KERNEL_ISSUED, KERNEL_AFTER, NS, KERNEL_ENDS, SERVED, KERNEL_COLUMNS = range(7)
+"""Columns of ``kernels``; SERVED is a run's number of experts."""
 
 LEVELS_AT_MOST = 8
 
@@ -151,6 +149,7 @@ LEVELS_AT_MOST = 8
     EVENTS,
     LAYERS,
     WIDTH,  # experts of a layer
+    EVERYONE,  # experts of the model
     STAGING,  # the pool's number
     RING,  # jobs kept less one, a power of two less one
     KEYS,
@@ -180,7 +179,8 @@ LEVELS_AT_MOST = 8
     NOW,
     FREE,  # when the host has issued all that it was told to
     LAUNCHED,  # the attention or head launched last
-    COMMANDS,
+    COMMANDS,  # of this answer, and how many kinds one after another
+    KINDS,
     NUMBERED,  # copies given a number
     RUNS,  # runs of this answer
     COPIES,  # submitted; then those whose times are certain, and those reported ended
@@ -198,7 +198,6 @@ LEVELS_AT_MOST = 8
     WISHES,
     EVENT,
     LAYER_NOW,
-    SERIAL,
     CLOCK,  # touches so far
     UNUSED,
     FAULT,
@@ -217,14 +216,14 @@ LEVELS_AT_MOST = 8
     DECODE_DEMANDS,
     DECODE_HITS,
     EVICTIONS,
-    COPIED,
     WAVES,
+    BYTES_INITIAL,
     BYTES_DEMAND,
     BYTES_USEFUL,
     BYTES_LATE,
     BYTES_WASTED,
     GPU_BUSY,  # of each kind of kernel, from here on
-) = range(79)
+) = range(80)
 """Places in ``state``."""
 
 LEVEL = GPU_BUSY + 4

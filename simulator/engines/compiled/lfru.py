@@ -3,31 +3,34 @@
 On each shelf, that is among equal uses, the oldest is the lowest. So ``scores`` has when the oldest
 of each shelf was used, infinity where there is none, and after those one over each number of uses:
 the greatest product of an age and that is found several at a time. It is right to 1 in 10^15; if
-another comes within 1 in 10^12, or the one found may not leave, scores are compared as products of
-whole numbers, which are exact.
+others come within 1 in 10^12 they are compared as products of whole numbers, which are exact; if
+who is found may not leave, so are all.
 """
 
 import numpy as np
 
-from moesim.simulator.engines.compiled.jit import jit
+from moesim.simulator.engines.compiled.jit import jit, rare
 from moesim.simulator.engines.compiled.layout import (
     CLOCK,
+    EVERYONE,
     HIGHEST_KEY,
     KEYS,
-    LAST_USE,
-    OLDEST,
     OLDEST_USE,
     ONE,
     STAGING,
+    YOUNGER,
     ZERO,
     Number,
     Run,
 )
-from moesim.simulator.engines.compiled.shelves import first_evictable, may_leave, next_key
+from moesim.simulator.engines.compiled.marks import next_marked
+from moesim.simulator.engines.compiled.shelves import first_evictable, may_leave
 from moesim.simulator.engines.compiled.tables import lesser
 
-_AT_ONCE = 64
+AT_ONCE = 64
 _NEAR = 1 - 1e-12
+_ONE_MET = np.int64(1 << 40)
+"""More than any place: a sum of places and these tells how many there were."""
 
 
 @jit
@@ -40,61 +43,78 @@ def lowest_score(pool: Number, run: Run) -> Number:
     one_over = run.state[STAGING] * keys - base  # from a shelf to one over its uses
     now = np.float64(run.state[CLOCK] + 1)
     after = base + run.pools[pool, HIGHEST_KEY] + 1
-    begins, greatest, oldest = base + 1, 0.0, np.inf
+    begins, greatest, oldest = base, 0.0, np.inf
     greatest_age = now - run.pools[pool, OLDEST_USE]
     # From few uses to many, until even the greatest age could not make up for the uses.
     while begins < after and greatest * _NEAR * (begins - base) <= greatest_age:
-        ends = min(begins + _AT_ONCE, after)
-        least, oldest_here = _least(begins, ends, now, one_over, run)
+        least, oldest_here = _least(begins, now, one_over, run)
         greatest, oldest = max(greatest, -least), min(oldest, oldest_here)
-        begins = ends
-    if begins == after and oldest < np.inf:
+        begins += AT_ONCE
+    if begins >= after and oldest < np.inf:
         run.pools[pool, OLDEST_USE] = np.int64(oldest)
-    met, shelf = _near(base + 1, begins, now, one_over, -greatest * _NEAR, run)
-    if met == 1:
-        expert = run.shelves_PK[shelf, OLDEST]
-        if may_leave(expert, run):
-            return expert
-    return _compared(pool, run)
+    found = ZERO
+    for first in range(base, begins, AT_ONCE):
+        found += _near(first, now, one_over, -greatest * _NEAR, run)
+    if found < 2 * _ONE_MET:
+        expert = np.int64(run.experts[run.state[EVERYONE] + found % _ONE_MET, YOUNGER])
+    else:
+        expert = _nearest(pool, begins, one_over, -greatest * _NEAR, run)
+    return expert if may_leave(expert, run) else _compared(pool, run)
 
 
 @jit
-def _least(
-    begins: Number, ends: Number, now: Number, one_over: Number, run: Run
-) -> tuple[Number, Number]:
+def _nearest(pool: Number, after: Number, one_over: Number, bound: Number, run: Run) -> Number:
+    """Return whose score is lowest among the oldest of shelves as low as a bound."""
+    base, now = pool * run.state[KEYS], run.state[CLOCK] + 1
+    lowest_uses, lowest_age, chosen = ONE, ZERO, -ONE
+    for at in range(base, after):
+        if (run.scores[at] - now) * run.scores[at + one_over] <= bound:
+            expert = np.int64(run.experts[run.state[EVERYONE] + at, YOUNGER])
+            age = now - run.last_use_X[expert]
+            if _is_lower(at - base, age, lowest_uses, lowest_age):
+                lowest_uses, lowest_age, chosen = at - base, age, expert
+    return chosen
+
+
+@jit
+def _is_lower(uses: Number, age: Number, lowest_uses: Number, lowest_age: Number) -> bool:
+    here, lowest = uses * lowest_age, lowest_uses * age
+    return bool(here < lowest or (here == lowest and age > lowest_age))
+
+
+@jit
+def _least(begins: Number, now: Number, one_over: Number, run: Run) -> tuple[Number, Number]:
     """Return the least of minus age over uses among some shelves, and the earliest last use."""
     least, oldest = np.inf, np.inf
-    for at in range(begins, ends):
+    for place in range(AT_ONCE):
+        at = begins + place
         least = lesser(least, (run.scores[at] - now) * run.scores[at + one_over])
         oldest = lesser(oldest, run.scores[at])
     return least, oldest
 
 
 @jit
-def _near(
-    begins: Number, ends: Number, now: Number, one_over: Number, bound: Number, run: Run
-) -> tuple[Number, Number]:
-    """Return how many shelves are as low as a bound, and the sum of their places."""
-    met, place = ZERO, ZERO
-    for at in range(begins, ends):
+def _near(begins: Number, now: Number, one_over: Number, bound: Number, run: Run) -> Number:
+    """Return the sum of the places of shelves as low as a bound, with `_ONE_MET` for each."""
+    found = ZERO
+    for place in range(AT_ONCE):
+        at = begins + place
         is_near = (run.scores[at] - now) * run.scores[at + one_over] <= bound
-        met += ONE if is_near else ZERO
-        place += at if is_near else ZERO
-    return met, place
+        found += (_ONE_MET + at) if is_near else ZERO
+    return found
 
 
-@jit
+@rare
 def _compared(pool: Number, run: Run) -> Number:
     now = run.state[CLOCK] + 1
     lowest_uses, lowest_age, chosen = ONE, ZERO, -ONE
-    key = next_key(pool, ZERO, run)
+    key = next_marked(pool, ZERO, run)
     while key >= 0:
         expert = first_evictable(pool, key, run)
         if expert >= 0:
-            age = now - run.experts[expert, LAST_USE]
-            here, lowest = key * lowest_age, lowest_uses * age
-            if here < lowest or (here == lowest and age > lowest_age):
+            age = now - run.last_use_X[expert]
+            if _is_lower(key, age, lowest_uses, lowest_age):
                 lowest_uses, lowest_age, chosen = key, age, expert
         key += 1
-        key = next_key(pool, key, run) if key < run.state[KEYS] else -ONE
+        key = next_marked(pool, key, run)
     return chosen

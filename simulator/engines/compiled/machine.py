@@ -19,6 +19,7 @@ from moesim.simulator.engines.compiled.layout import (
     COPY_AFTER_PAUSE_NS,
     COPY_NS,
     COST_ROW,
+    COUNT,
     DECIDE,
     DECIDES_ON_GPU,
     DECIDING,
@@ -30,7 +31,6 @@ from moesim.simulator.engines.compiled.layout import (
     EXPERT,
     EXPERTS,
     FAULT,
-    FIRST,
     FOREVER,
     FREE,
     GPU_BUSY,
@@ -47,6 +47,7 @@ from moesim.simulator.engines.compiled.layout import (
     KERNELS,
     KERNELS_SETTLED,
     KIND,
+    KINDS,
     LAUNCH_LAYER_NS,
     LAUNCH_PER_EXPERT_NS,
     LAUNCH_PROMPT_EXPERT_NS,
@@ -71,12 +72,11 @@ from moesim.simulator.engines.compiled.layout import (
     RUN_AFTER_COPY_NS,
     RUN_WHILE_COPYING_NS,
     RUNS,
-    SECOND,
+    SERVED,
     SIZE,
     SLOW_DOWN,
     SLOW_DOWN_PPM,
     STUCK,
-    THIRD,
     ZERO,
     Number,
     Run,
@@ -104,29 +104,50 @@ def obey(
         _submit_kernel(DECIDE, decision_ns, ZERO, run)
     else:
         run.state[FREE] += decision_ns
-    for at in range(commands):
-        command = run.commands[at, OP]
+    for at in range(run.state[KINDS]):
+        command, count = run.commands[at, OP], run.commands[at, COUNT]
         if command == RUN:
-            of_run, each = LAUNCH_RUN_NS, LAUNCH_PER_EXPERT_NS
-            if run.steps[step, IS_PREFILL]:
-                of_run, each = LAUNCH_PROMPT_RUN_NS, LAUNCH_PROMPT_EXPERT_NS
-            run.state[FREE] += run.state[of_run] + run.commands[at, THIRD] * run.state[each]
-            _submit_kernel(EXPERTS, run.commands[at, FIRST], run.commands[at, SECOND], run)
+            _launch_runs(count, step, run)
         elif command == COPY:
-            run.state[FREE] += run.state[ISSUE_NS]
-            _submit_copy(run.commands[at, FIRST], run.commands[at, SECOND], run)
-            if run.state[BLOCKS]:
-                catch_up(run)
-                number = run.state[COPIES]
-                if run.state[COPIES_CERTAIN] < number:
-                    settle(FOREVER, ZERO, number, run)
-                run.state[NOW] = max(run.state[NOW], run.copies[number & run.state[RING], ENDS])
-                run.state[FREE] = run.state[NOW]
+            _issue_copies(count, run)
         elif command == LAYER:
-            launch(run.commands[at, FIRST], step, run)
+            launch(count, step, run)
     run.state[COMMANDS] = 0
+    run.state[KINDS] = 0
     run.state[RUNS] = 0
     catch_up(run)
+
+
+@jit
+def _launch_runs(count: Number, step: Number, run: Run) -> None:
+    """Launch the runs handed over next; where they stand is entered already."""
+    of_run, each = LAUNCH_RUN_NS, LAUNCH_PER_EXPERT_NS
+    if run.steps[step, IS_PREFILL]:
+        of_run, each = LAUNCH_PROMPT_RUN_NS, LAUNCH_PROMPT_EXPERT_NS
+    for _ in range(count):
+        run.state[KERNELS] += 1
+        at = run.state[KERNELS] & run.state[RING]
+        run.state[FREE] += run.state[of_run] + run.kernels[at, SERVED] * run.state[each]
+        run.kernels[at, KERNEL_ISSUED] = run.state[FREE]
+
+
+@jit
+def _issue_copies(count: Number, run: Run) -> None:
+    """Issue the copies handed over next; where they stand is entered already."""
+    for _ in range(count):
+        run.state[COPIES] += 1
+        at = run.state[COPIES] & run.state[RING]
+        run.state[FREE] += run.state[ISSUE_NS]
+        run.copies[at, ISSUED] = run.state[FREE]
+        if run.state[BLOCKS]:
+            _settle_copies(run)
+            catch_up(run)
+            number = run.state[COPIES]
+            if run.state[COPIES_CERTAIN] < number:
+                settle(FOREVER, ZERO, number, run)
+            run.state[NOW] = max(run.state[NOW], run.copies[at, ENDS])
+            run.state[FREE] = run.state[NOW]
+    _settle_copies(run)
 
 
 @jit
@@ -225,16 +246,6 @@ def _submit_kernel(kind: Number, ns: Number, after: Number, run: Run) -> None:
     run.kernels[at, NS] = ns
     run.kernels[at, KERNEL_ISSUED] = run.state[FREE]
     run.kernels[at, KERNEL_AFTER] = after
-
-
-@jit
-def _submit_copy(expert: Number, after: Number, run: Run) -> None:
-    run.state[COPIES] += 1
-    at = run.state[COPIES] & run.state[RING]
-    run.copies[at, EXPERT] = expert
-    run.copies[at, ISSUED] = run.state[FREE]
-    run.copies[at, AFTER] = after
-    _settle_copies(run)
 
 
 @jit

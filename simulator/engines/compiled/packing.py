@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from math import inf, log
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.simulator.control.residency import Residency
 from moesim.simulator.costs import CostModel
 from moesim.simulator.engines.compiled import layout
 from moesim.simulator.engines.compiled.acceptance import CACHES
 from moesim.simulator.engines.compiled.layout import Floats, Ints, Run
-from moesim.simulator.engines.compiled.shelves import WORD
-from moesim.simulator.engines.compiled.trace_arrays import futures_of, uses_of
+from moesim.simulator.engines.compiled.lfru import AT_ONCE
+from moesim.simulator.engines.compiled.marks import WORD
+from moesim.simulator.engines.compiled.priorities import NEVER
+from moesim.simulator.engines.compiled.trace_arrays import Futures, futures_of, uses_of
 from moesim.simulator.engines.compiled.wishes import Wishes
 from moesim.simulator.models.cost_shape import CostLayer
 from moesim.simulator.policies.priorities import OMEGA, RHO
@@ -22,8 +26,11 @@ from moesim.traces import RoutingTrace
 
 # Shapes as in layout.py.
 
-LINE = 8
-"""Numbers of a cache line."""
+LINE_BYTES = 64
+"""Of the processor's cache."""
+
+SPARE = 8
+"""What else may be under way."""
 
 
 def pack(
@@ -61,16 +68,16 @@ def pack(
     # Under way are at most a layer's demand and what is prefetched: all experts and those whose
     # room was given away. The fewer are kept, the more of them stay in the processor's cache.
     prefetched = trace.layers * trace.experts if state[layout.PREFETCHES] else 0
-    state[layout.RING] = (1 << (4 * (prefetched + trace.experts + LINE)).bit_length()) - 1
-    shelves_PK, marks = _shelves(policy, state)
+    state[layout.RING] = (1 << (4 * (prefetched + trace.experts + SPARE)).bit_length()) - 1
+    keys, marks = _keys(policy, state)
     jobs = int(state[layout.RING]) + 1
     everyone = trace.layers * trace.experts
     steps, attention_GC = _steps(trace, costs)
-    experts = _aligned(everyone, layout.EXPERT_COLUMNS)
-    experts[:, layout.OF_LAYER] = np.repeat(np.arange(trace.layers), trace.experts)
+    experts = _aligned(everyone + keys, layout.EXPERT_COLUMNS, np.int32)
+    experts[:everyone, layout.OF_LAYER] = np.repeat(np.arange(trace.layers), trace.experts)
     experts[:, layout.LEASED_BY] = experts[:, layout.KEY] = -1
-    if futures is not None:
-        experts[:, layout.UPCOMING] = futures.first_use_X
+    experts[:, layout.YOUNGER] = experts[:, layout.OLDER] = np.arange(len(experts))
+    rest = _aligned(everyone, layout.REST_COLUMNS, np.int64)
     run = Run(
         begins_N1=uses.begins_N1,
         expert_U=uses.expert_U,
@@ -83,11 +90,12 @@ def pack(
         steps=steps,
         layers=_layers(costs, residency),
         experts=experts,
+        last_use_X=np.zeros(everyone, np.int64),
+        rest=rest,
         pools=np.zeros((len(residency.caches) + 1, layout.POOL_COLUMNS), np.int64),
-        shelves_PK=shelves_PK,
-        marks=marks,
-        scores=_scores(trace, policies["cache"], policy, state),
-        lists=np.zeros((layout.LISTS, max(everyone, 2 * trace.experts)), np.int64),
+        marks=np.zeros(marks, np.int64),
+        scores=_scores(trace, policies["cache"], policy, state, futures),
+        lists=np.zeros((layout.LISTS, max(everyone, 2 * trace.experts) + SPARE), np.int64),
         commands=np.zeros((jobs, layout.COMMAND_COLUMNS), np.int64),
         copies=np.zeros((jobs, layout.COPY_COLUMNS), np.int64),
         kernels=np.zeros((jobs, layout.KERNEL_COLUMNS), np.int64),
@@ -103,6 +111,7 @@ def _state(trace: RoutingTrace, costs: CostModel, system: str) -> Ints:
     state[layout.EVENTS] = len(uses_of(trace).begins_N1) - 1
     state[layout.IS_PLAIN] = uses_of(trace).is_plain
     state[layout.LAYERS], state[layout.WIDTH] = trace.layers, trace.experts
+    state[layout.EVERYONE] = trace.layers * trace.experts
     base_ns, with_expert_ns, with_command_ns = (
         costs.decision_ns(system, experts, commands)
         for experts, commands in ((0, 0), (1, 0), (0, 1))
@@ -133,10 +142,10 @@ def _state(trace: RoutingTrace, costs: CostModel, system: str) -> Ints:
     return state
 
 
-def _aligned(rows: int, columns: int) -> Ints:
+def _aligned(rows: int, columns: int, dtype: type[Any]) -> NDArray[Any]:
     """Return a table of zeros that begins where a cache line does."""
-    numbers = np.zeros(rows * columns + LINE, np.int64)
-    first = -numbers.ctypes.data % (LINE * numbers.itemsize) // numbers.itemsize
+    numbers = np.zeros(rows * columns + LINE_BYTES, dtype)
+    first = -numbers.ctypes.data % LINE_BYTES // numbers.itemsize
     return numbers[first : first + rows * columns].reshape(rows, columns)
 
 
@@ -193,15 +202,12 @@ def _layers(costs: CostModel, residency: Residency) -> Ints:
     return layers
 
 
-def _shelves(policy: int, state: Ints) -> tuple[Ints, Ints]:
-    """Return empty shelves, one for each key that the policy can give, and their marks."""
-    events = int(state[layout.EVENTS])
-    if policy == layout.BELADY:
-        keys = events + 1
-    elif policy in (layout.LFU, layout.LFRU):
-        keys = events // int(state[layout.LAYERS]) + 2
-    else:
-        keys = 1
+def _keys(policy: int, state: Ints) -> tuple[int, int]:
+    """Return how many shelves and words of marks there are, having entered those of a pool."""
+    keys = 1
+    if policy in (layout.LFU, layout.LFRU):
+        keys = int(state[layout.EVENTS]) // int(state[layout.LAYERS]) + 2
+        keys = -(-keys // AT_ONCE) * AT_ONCE
     words, marks, level = keys, 0, layout.LEVEL
     while words > 1 or level == layout.LEVEL:
         words = -(-words // WORD)
@@ -211,23 +217,31 @@ def _shelves(policy: int, state: Ints) -> tuple[Ints, Ints]:
     pools = int(state[layout.STAGING])
     state[layout.LEVELS] = (level - layout.LEVEL) // 2
     state[layout.KEYS], state[layout.MARKS_OF_POOL] = keys, marks
-    shelves_PK = np.full((pools * keys, layout.SHELF_COLUMNS), -1, np.int64)
-    return shelves_PK, np.zeros(pools * marks, np.int64)
+    return pools * keys, pools * marks
 
 
-def _scores(trace: RoutingTrace, cache: PolicySpec, policy: int, state: Ints) -> Floats:
+def _scores(
+    trace: RoutingTrace, cache: PolicySpec, policy: int, state: Ints, futures: Futures | None
+) -> Floats:
     """Return the scores of a run that has not begun, as ``lfru.py`` and ``priorities.py`` say."""
+    everyone = trace.layers * trace.experts
+    parts: tuple[object, ...] = ()
     if policy == layout.LFRU:
         keys, pools = int(state[layout.KEYS]), int(state[layout.STAGING])
-        one_over_uses = 1 / np.maximum(np.arange(keys), 1)
-        return np.concatenate([np.full(pools * keys, inf), one_over_uses])
-    if policy != layout.LCP:
-        return np.empty(0)
-    everyone = trace.layers * trace.experts
-    rho, omega = cache.options.get("rho", RHO), cache.options.get("omega", OMEGA)
-    youth = -log(rho) / omega / trace.top_k
-    of_uses = [-inf, *map(log, range(1, trace.tokens + 1))]
-    return np.array([*[-inf] * everyone, *[inf] * everyone, youth, *of_uses])
+        parts = (np.full(pools * keys, inf), 1 / np.maximum(np.arange(keys), 1))
+    elif policy in (layout.LCP, layout.BELADY):
+        rho, omega = cache.options.get("rho", RHO), cache.options.get("omega", OMEGA)
+        youth = [-log(rho) / omega / trace.top_k]
+        of_uses = [-inf, *map(log, range(1, trace.tokens + 1))]
+        scores_X = np.full(everyone, -inf)
+        if futures is not None:
+            scores_X = -futures.first_use_X.astype(np.float64)
+            scores_X[futures.first_use_X == state[layout.EVENTS]] = NEVER
+        parts = (scores_X, np.full(everyone + trace.layers, inf), youth, of_uses)
+    flat = np.concatenate([np.asarray(part, np.float64) for part in (*parts, [])])
+    scores = _aligned(len(flat), 1, np.float64).ravel()
+    scores[:] = flat
+    return scores
 
 
 def _furnish(run: Run, residency: Residency, initial: tuple[int, ...]) -> None:
@@ -237,7 +251,8 @@ def _furnish(run: Run, residency: Residency, initial: tuple[int, ...]) -> None:
     for at, expert in enumerate(initial):
         layer = run.experts[expert, layout.OF_LAYER]
         run.experts[expert, layout.ROOM] = layout.CACHED
-        run.experts[expert, layout.CAME] = at - len(initial)
+        run.rest[expert, layout.CAME] = at - len(initial)
         size = run.layers[layer, layout.SIZE]
         run.pools[run.layers[layer, layout.POOL], layout.FREE_BYTES] -= size
+        run.state[layout.BYTES_INITIAL] += size
     run.pools[:, layout.LEAST_FREE_BYTES] = run.pools[:, layout.FREE_BYTES]

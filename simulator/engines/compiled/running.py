@@ -83,8 +83,9 @@ def check_fault(run: Run) -> None:
 def enter(controller: Controller, run: Run) -> None:
     """Enter what was counted."""
     state = run.state.tolist()
-    sizes_X = run.layers[run.experts[:, layout.OF_LAYER], layout.SIZE]
-    left_bytes = int(sizes_X[run.experts[:, layout.IS_UNUSED] > 0].sum())
+    experts = run.experts[: state[layout.EVERYONE]]
+    sizes_X = run.layers[experts[:, layout.OF_LAYER], layout.SIZE]
+    left_bytes = int(sizes_X[experts[:, layout.IS_UNUSED] > 0].sum())
     counts: Counts = controller.counts
     counts.steps = state[layout.STEPS]
     counts.output_tokens = state[layout.OUTPUT_TOKENS]
@@ -95,13 +96,13 @@ def enter(controller: Controller, run: Run) -> None:
     counts.decode_demands = state[layout.DECODE_DEMANDS]
     counts.decode_hits = state[layout.DECODE_HITS]
     counts.evictions = state[layout.EVICTIONS]
-    counts.copies = state[layout.COPIED]
+    counts.copies = state[layout.NUMBERED]
     counts.waves = state[layout.WAVES]
     counts.bytes_demand = state[layout.BYTES_DEMAND]
     counts.bytes_prefetch_useful = state[layout.BYTES_USEFUL]
     counts.bytes_prefetch_late = state[layout.BYTES_LATE]
     counts.bytes_prefetch_wasted = state[layout.BYTES_WASTED] + left_bytes
-    counts.bytes_initial = int(sizes_X[run.experts[:, layout.CAME] < 0].sum())
+    counts.bytes_initial = state[layout.BYTES_INITIAL]
     pools = (*controller.residency.caches, controller.residency.staging)
     capacity = sum(pool.capacity_bytes for pool in pools)
     counts.peak_expert_bytes = capacity - int(run.pools[:, layout.LEAST_FREE_BYTES].sum())

@@ -122,7 +122,7 @@ def _end(step: Number, run: Run) -> None:
     run.steps[step, ENDED] = run.state[NOW]
     end_event(run)
     run.state[OUTPUT_TOKENS] += run.steps[step, GIVES]
-    command(FORM, ZERO, ZERO, ZERO, run)
+    command(FORM, ZERO, run)
 
 
 @entry(allocates=False)
@@ -139,7 +139,7 @@ def serve(first: int, last: int, arrays: Run) -> None:
         for turn in range(_ASK if step == 0 else _BEGIN, layers + 1):
             experts = ZERO
             if turn == _ASK:
-                command(FORM, ZERO, ZERO, ZERO, run)
+                command(FORM, ZERO, run)
             elif turn == _BEGIN:
                 _begin(step, run)
             else:

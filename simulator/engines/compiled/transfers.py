@@ -6,52 +6,53 @@ everything here is theirs, since times and victims depend on it.
 
 import numpy as np
 
-from moesim.simulator.engines.compiled.caches import admit, forget, release, victim
+from moesim.simulator.engines.compiled.caches import admit, copied, forget, victim
 from moesim.simulator.engines.compiled.jit import jit
 from moesim.simulator.engines.compiled.layout import (
     ABSENT,
+    AFTER,
     BYTES_DEMAND,
     BYTES_WASTED,
     CACHED,
     CAME,
     COMMANDS,
-    COPIED,
     COPIES_REPORTED,
     COPY,
+    COUNT,
     DEMAND,
     EVENT,
     EVICTIONS,
     EXPERT,
-    FIRST,
     FREE_BYTES,
-    IS_LEAVING,
     IS_UNUSED,
     IS_WISHED,
+    KINDS,
     LAYERS,
     LEASED,
     LEASED_BY,
     LEASES,
     LEAST_FREE_BYTES,
+    LEAVING,
     LOADING,
     NUMBERED,
     OF_LAYER,
+    ONE,
     OP,
     PASSING,
     POLICY,
     POOL,
     PREFETCH,
+    PREFETCHES,
     QUEUED_BYTES,
     RING,
     ROOM,
-    SECOND,
-    SERIAL,
+    RUN,
     SIZE,
     STAGED,
     STAGED_AT,
     STAGED_EXPERTS,
     STAGED_ONES,
     STAGING,
-    THIRD,
     UNUSED,
     WIDTH,
     WINDOW_BYTES,
@@ -66,14 +67,16 @@ from moesim.simulator.engines.compiled.layout import (
 
 
 @jit
-def command(op: Number, a: Number, b: Number, c: Number, run: Run) -> None:
-    """Append a command to the answer."""
-    at = run.state[COMMANDS]
+def command(op: Number, count: Number, run: Run) -> None:
+    """Append a command to the answer: one more of those before it, or the first of its kind."""
+    run.state[COMMANDS] += 1
+    at = run.state[KINDS]
+    if op in (COPY, RUN) and at > 0 and run.commands[at - 1, OP] == op:
+        run.commands[at - 1, COUNT] += 1
+        return
     run.commands[at, OP] = op
-    run.commands[at, FIRST] = a
-    run.commands[at, SECOND] = b
-    run.commands[at, THIRD] = c
-    run.state[COMMANDS] = at + 1
+    run.commands[at, COUNT] = count
+    run.state[KINDS] = at + 1
 
 
 @jit
@@ -89,7 +92,7 @@ def pool_of(expert: Number, run: Run) -> Number:
     """Return the pool in which an expert has room, or -1."""
     if run.experts[expert, ROOM] == CACHED:
         return run.layers[run.experts[expert, OF_LAYER], POOL]
-    return run.state[STAGING] if run.experts[expert, ROOM] == STAGED else -1
+    return run.state[STAGING] if run.experts[expert, ROOM] != ABSENT else -1
 
 
 @jit
@@ -118,19 +121,21 @@ def copy_in(
     run.pools[pool, LEAST_FREE_BYTES] = min(
         run.pools[pool, LEAST_FREE_BYTES], run.pools[pool, FREE_BYTES]
     )
-    run.state[SERIAL] += 1
-    run.experts[expert, CAME] = run.state[SERIAL]
     if pool == staging:
         run.experts[expert, ROOM] = STAGED
-        run.experts[expert, STAGED_AT] = run.state[STAGED_EXPERTS]
+        run.rest[expert, STAGED_AT] = run.state[STAGED_EXPERTS]
         run.lists[STAGED_ONES, run.state[STAGED_EXPERTS]] = expert
         run.state[STAGED_EXPERTS] += 1
     else:
         run.experts[expert, ROOM] = CACHED
     run.state[NUMBERED] += 1
-    run.experts[expert, LOADING] = run.state[NUMBERED]
-    run.state[QUEUED_BYTES] += size
-    run.state[COPIED] += 1
+    at = run.state[NUMBERED] & run.state[RING]
+    run.copies[at, EXPERT] = expert
+    run.copies[at, AFTER] = after
+    run.experts[expert, LOADING] = at + 1
+    if run.state[PREFETCHES]:
+        run.state[QUEUED_BYTES] += size
+        run.rest[expert, CAME] = run.state[NUMBERED]
     if cause == DEMAND:
         run.experts[expert, LEASED_BY] = 0
         run.lists[LEASES, run.state[LEASED]] = expert
@@ -139,8 +144,8 @@ def copy_in(
     else:
         run.experts[expert, IS_UNUSED] = 1
         run.state[UNUSED] += 1
-    admit(expert, run)
-    command(COPY, expert, after, ZERO, run)
+    admit(expert, cause, run)
+    command(COPY, ONE, run)
     return True
 
 
@@ -151,11 +156,11 @@ def evict(expert: Number, run: Run) -> None:
     size = run.layers[run.experts[expert, OF_LAYER], SIZE]
     run.experts[expert, LOADING] = 0
     run.pools[pool, FREE_BYTES] += size
-    if run.experts[expert, ROOM] == STAGED:
+    if run.experts[expert, ROOM] != CACHED:
         last = run.state[STAGED_EXPERTS] - 1
-        moved, at = run.lists[STAGED_ONES, last], run.experts[expert, STAGED_AT]
+        moved, at = run.lists[STAGED_ONES, last], run.rest[expert, STAGED_AT]
         run.lists[STAGED_ONES, at] = moved
-        run.experts[moved, STAGED_AT] = at
+        run.rest[moved, STAGED_AT] = at
         run.state[STAGED_EXPERTS] = last
     else:
         run.state[EVICTIONS] += 1
@@ -171,16 +176,16 @@ def evict(expert: Number, run: Run) -> None:
 def copy_ended(run: Run) -> None:
     """Take in that the next copy has ended: its expert is resident, unless it gave up its room."""
     run.state[COPIES_REPORTED] += 1
-    number = run.state[COPIES_REPORTED]
-    expert = run.copies[number & run.state[RING], EXPERT]
-    run.state[QUEUED_BYTES] -= run.layers[run.experts[expert, OF_LAYER], SIZE]
-    if run.experts[expert, LOADING] == number:
+    at = run.state[COPIES_REPORTED] & run.state[RING]
+    expert = run.copies[at, EXPERT]
+    if run.state[PREFETCHES]:
+        run.state[QUEUED_BYTES] -= run.layers[run.experts[expert, OF_LAYER], SIZE]
+    if run.experts[expert, LOADING] == at + 1:
         run.experts[expert, LOADING] = 0
-        if run.experts[expert, IS_LEAVING]:
-            run.experts[expert, IS_LEAVING] = 0
+        if run.experts[expert, ROOM] == LEAVING:
             evict(expert, run)
         else:
-            release(expert, run)
+            copied(expert, run)
 
 
 @jit
@@ -189,12 +194,12 @@ def wish(call: Number, run: Run) -> None:
     width = run.state[WIDTH]
     for at in range(run.wish_begins[call], run.wish_begins[call + 1]):
         expert = np.int64(run.wished_W[at])
-        if run.experts[expert, ROOM] == ABSENT and not run.experts[expert, IS_WISHED]:
+        if run.experts[expert, ROOM] == ABSENT and not run.rest[expert, IS_WISHED]:
             layer = run.experts[expert, OF_LAYER]
             last = run.layers[layer, WISH_LAST]
             run.lists[WISHED, layer * width + last % width] = expert
             run.layers[layer, WISH_LAST] = last + 1
-            run.experts[expert, IS_WISHED] = 1
+            run.rest[expert, IS_WISHED] = 1
             run.state[WISHES] += 1
 
 
@@ -203,7 +208,7 @@ def cancel(layer: Number, run: Run) -> None:
     """Forget the wishes for a layer that has been routed."""
     width = run.state[WIDTH]
     for at in range(run.layers[layer, WISH_FIRST], run.layers[layer, WISH_LAST]):
-        run.experts[run.lists[WISHED, layer * width + at % width], IS_WISHED] = 0
+        run.rest[run.lists[WISHED, layer * width + at % width], IS_WISHED] = 0
         run.state[WISHES] -= 1
     run.layers[layer, WISH_FIRST] = run.layers[layer, WISH_LAST] = 0
 
@@ -227,5 +232,5 @@ def hand_over(run: Run) -> None:
         if run.experts[expert, ROOM] == ABSENT and not copy_in(expert, PREFETCH, ZERO, run):
             return
         run.layers[layer, WISH_FIRST] = first + 1
-        run.experts[expert, IS_WISHED] = 0
+        run.rest[expert, IS_WISHED] = 0
         run.state[WISHES] -= 1

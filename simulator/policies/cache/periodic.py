@@ -302,4 +302,6 @@ class Periodic(CachePolicy):
         if recent_LE is None:
             return use_LE
         total_L1 = use_LE.sum(axis=1, keepdims=True)
-        return use_LE * (recent_LE.sum(axis=1, keepdims=True) / np.where(total_L1 > 0, total_L1, 1))
+        demands_L1 = recent_LE.sum(axis=1, keepdims=True)
+        expected_LE: Floats = use_LE * demands_L1 / np.where(total_L1 > 0, total_L1, 1)
+        return expected_LE

@@ -189,7 +189,8 @@ class Reference:
                 copies.append(job)
             elif isinstance(job.label, Copy):
                 kind = job.server.removesuffix("_out")
-                ns = costs.copy_ns(job.ns, kind)  # type: ignore[arg-type]  # it is one
+                idle_ns = begins_ns - free_ns[job.server]
+                ns = costs.copy_ns(job.ns, kind, idle_ns=idle_ns)  # type: ignore[arg-type]  # it is one
             elif job.server == "gpu" and any(c.begins_ns <= begins_ns < c.ends_ns for c in copies):
                 ns = costs.slowed_ns(ns, is_run=isinstance(job.label, Run))
             job.begins_ns, job.ends_ns = begins_ns, begins_ns + ns

@@ -36,10 +36,14 @@ def test_distances_do_not_depend_on_how_uses_come(trace: RoutingTrace) -> None:
 
 
 @pytest.mark.usefixtures("_everything_is_long")
+@pytest.mark.parametrize("counting", ["_by_arrays", "_by_loops"])
 def test_counts_are_those_of_the_short_way(
-    trace: RoutingTrace, monkeypatch: pytest.MonkeyPatch
+    trace: RoutingTrace, counting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hits of every size from the largest event on agree, all layers together and each alone."""
+    if counting == "_by_loops":
+        pytest.importorskip("numba")
+    monkeypatch.setattr(long_frontier, "_counting", getattr(long_frontier, counting))
     long = curves.frontier(trace)
     monkeypatch.setattr(long_traces, "MOST_DEMANDS", 10**9)
     short = curves.frontier(trace)

@@ -5,7 +5,7 @@ import pytest
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import OutOfMemoryError
 from moesim.simulator.gpus.plan import plan_gpus
-from moesim.simulator.memory import MemorySpec
+from moesim.simulator.memory import MemorySpec, Server, plan
 
 MB = 10**6
 GIB = 2**30
@@ -55,3 +55,39 @@ def test_ram_that_cannot_hold_all_experts_is_refused() -> None:
     spec = MemorySpec(slots="8", ram=f"{5 * MB}B")
     with pytest.raises(OutOfMemoryError, match="RAM of round .* NVMe is simulated for one GPU"):
         plan_gpus(2, "round_robin", spec, costs(), 1)
+
+
+SERVER = Server(kv_bytes=6 * MB, step_tokens=0)
+
+
+def test_kv_caches_get_what_experts_leave_them_as_on_one_gpu() -> None:
+    """Of 6 MB that requests would take, 3 beside 8 of experts; one GPU has the same rule."""
+    one = costs(GIB + 14 * MB)
+    alone = plan(MemorySpec(slots="8"), one, 1, SERVER)
+    assert (alone.kv_bytes, alone.expert_bytes) == (3 * MB, 8 * MB)
+    two = costs(GIB + 10 * MB)  # 3 MB of dense weights on the first, and the second has 4 MB of 8
+    spread, memory = plan_gpus(2, "round_robin", MemorySpec(slots="9"), two, 1, SERVER)
+    assert memory.kv_bytes == 6 * MB
+    assert spread.rooms_G == (1 * MB, 8 * MB)
+    spread, memory = plan_gpus(2, "round_robin", MemorySpec(slots="12"), two, 1, SERVER)
+    assert memory.kv_bytes == 3 * MB
+    assert [fixed.kv_bytes for fixed in spread.fixed_G] == [3 * MB, 0]
+    assert spread.rooms_G == (4 * MB, 8 * MB)
+
+
+def test_kv_caches_of_placed_layers_shrink_alike() -> None:
+    """Two GPUs have 6 and 5 MB beside their layers: 9 of experts leave each 1 MB of KV caches."""
+    tight = costs(GIB + 7 * MB)
+    spread, memory = plan_gpus(2, "by_layer", MemorySpec(slots="9"), tight, 1, SERVER)
+    assert [fixed.dense_bytes for fixed in spread.fixed_G] == [1 * MB, 2 * MB]
+    assert memory.kv_bytes == 2 * MB
+    assert [fixed.kv_bytes for fixed in spread.fixed_G] == [1 * MB, 1 * MB]
+    assert spread.rooms_G == (5 * MB, 4 * MB)
+
+
+def test_kv_caches_that_were_given_room_keep_it() -> None:
+    """What ``--kv`` says is not shrunk: what does not fit beside it is refused."""
+    with pytest.raises(OutOfMemoryError, match="give fewer slots, or KV caches less room"):
+        plan_gpus(
+            2, "round_robin", MemorySpec(slots="12", kv="6MB"), costs(GIB + 10 * MB), 1, SERVER
+        )

@@ -104,6 +104,41 @@ def test_an_exchange_through_the_host_by_hand() -> None:
     assert outcome(run)["token ends"] == [[151_740 + 1_000 + 5_000]]
 
 
+def test_an_exchange_on_a_narrow_way_back_by_hand() -> None:
+    """Half the bandwidth to the host doubles 1 000 of each of the two ways: 62 000 more than 0."""
+    wide, narrow = (
+        outcome(
+            two_hits(
+                pairs=(),
+                link_latency_ns=30_000,
+                link_bytes_per_s=8_192_000_000,
+                shared_back=[([0, 1], most)],
+            )
+        )
+        for most in (10**11, 4_096_000_000)
+    )
+    assert wide["token ends"] == [[151_740 + 1_000 + 5_000]]
+    assert narrow["token ends"] == [[151_740 + 2 * 1_000 + 1_000 + 5_000]]
+
+
+@pytest.mark.parametrize("gpus", [2, 3])
+@pytest.mark.parametrize("placement", ["round_robin", "by_layer"])
+@given(seed=st.integers(0, 9), most=st.sampled_from([3 * 10**8, 10**9, 10**10]))
+def test_the_engines_agree_on_a_shared_way_back(
+    gpus: int, placement: str, seed: int, most: int
+) -> None:
+    """Clock and SimPy show equal times, counts, commands and spans where exchanges get shares."""
+    run = small_run(
+        tiny_trace(seed=seed),
+        slots=12,
+        gpus=gpus,
+        placement=placement,
+        seed=seed,
+        machine={"gpus": 3, "pairs": (), "shared_back": [([0, 1, 2], most)]},
+    )
+    assert outcome(run, "simpy") == outcome(run, "clock")
+
+
 def test_a_pipeline_by_hand() -> None:
     """With whole layers placed the residual goes over once, and nothing else does.
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesim.simulator.costs import CostModel
 from moesim.simulator.engines.machine import Ends, Server, Span
-from moesim.simulator.gpus.shared_links import Limit, SharedEngine, SharedLinks, fair_rates
+from moesim.simulator.gpus.hands import Exchange, limits_back
+from moesim.simulator.gpus.shared_links import Flow, Limit, SharedEngine, SharedLinks, fair_rates
 
 GB_PER_S = 10**9
 MB = 10**6
@@ -210,3 +212,37 @@ def test_a_link_without_end_is_as_many_links(data: st.DataObject) -> None:
         for turn, job in enumerate(jobs):
             engine.submit(100 * gpu + turn, "", job.size, job.issued_ns)
         assert {n: end for n, end in ends.items() if n // 100 == gpu} == alone
+
+
+def activations(users: int) -> Ends:
+    """Return when activations of as many GPUs are where they go, sent at once through the host.
+
+    Each is 1 MB: 10 µs of latency, 100 to the host's memory at the 10 GB/s that all get together,
+    50 on to another GPU.
+    """
+    ends: Ends = {}
+    waiting: list[Server] = []
+    engines = [
+        Exchange(f"exchange {gpu}", lambda ns, _: ns, ends, waiting, None) for gpu in range(users)
+    ]
+    for gpu, engine in enumerate(engines):
+        engine.flows[gpu] = Flow(MB, 10_000, 100_000, 100_000, 50_000)
+        engine.submit(gpu, "activations", 160_000, 0)
+    run(SharedLinks(engines, [Limit(frozenset(range(users)), 10 * GB_PER_S)]))
+    return ends
+
+
+@pytest.mark.parametrize("users", [1, 2, 4])
+def test_doubling_the_users_of_the_way_back_halves_each_share(users: int) -> None:
+    """The way to the host takes 100, 200, 400 µs; latency and the way on are nobody else's."""
+    assert activations(users) == dict.fromkeys(range(users), 60000 + 100000 * users)
+
+
+def test_a_profile_says_what_links_share_on_the_way_back() -> None:
+    """A switch that carries less back than its links can binds; one that nobody fills does not."""
+    costs = [
+        CostModel.for_tests(machine={"gpus": 4, "shared_back": [([0, 1, 2, 3], most * GB_PER_S)]})
+        for most in (20, 40)
+    ]
+    found = [limits_back(one, gpus) for one in costs for gpus in (4, 2)]
+    assert found == [[Limit(frozenset(range(4)), 20 * GB_PER_S)], [], [], []]

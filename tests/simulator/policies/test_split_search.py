@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from moesim.simulator.policies.cache.adaptive_split import SplitQuestion
 from moesim.simulator.policies.split_search import (
     LayerFigures,
     exposed_ns,
@@ -29,6 +30,14 @@ def figures(hit_N: NDArray[np.float64] = EVEN_N, *, right: float = 1.0) -> Layer
         attention_ns=COPY_NS,
         experts_ns=COPY_NS,
     )
+
+
+def test_questions_of_the_same_figures_are_equal() -> None:
+    """Messages that carry them are compared; a single number of an array tells two apart."""
+    asked, again = (SplitQuestion([figures()], 1600, 0.01) for _ in range(2))
+    assert asked == again
+    assert asked != SplitQuestion([figures(EVEN_N / 2)], 1600, 0.01)
+    assert figures() != "figures"
 
 
 def test_where_the_window_takes_all_bottoms_halves_of_all_beat_half_of_the_wholes() -> None:

@@ -19,8 +19,9 @@ MOST_CPU_S = 60
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batching", ["fcfs", "shortest_first", "slo_first", "task_aware"])
 def test_the_first_thousand_requests_are_served_in_a_minute(
-    shared_data: Path, repository: Path
+    batching: str, shared_data: Path, repository: Path
 ) -> None:
     """All are served, every token of the log is processed, and it takes less than 60 s of a CPU."""
     log = load_requests(shared_data / "requests" / LOG, requests=REQUESTS)
@@ -33,8 +34,9 @@ def test_the_first_thousand_requests_are_served_in_a_minute(
             {
                 "cache": "lru",
                 "prefetch": "none",
-                "schedule": "fcfs:max_batch=32,chunk=512/resident_first",
+                "schedule": f"{batching}:max_batch=32,chunk=512/resident_first",
             },
+            profile_trace=trace,
             memory=MemorySpec(slots="100%"),
             serving=Serving(f"file:{shared_data / 'requests' / LOG}", REQUESTS),
         )

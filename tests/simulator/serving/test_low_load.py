@@ -42,15 +42,21 @@ def test_one_user_is_the_replay_of_one_sequence_after_another() -> None:
         assert before.token_ends_ns == after.token_ends_ns
 
 
-@pytest.mark.parametrize("schedule", ["resident_first", "fcfs/resident_first"])
-def test_requests_far_apart_are_as_fast_as_alone(schedule: str) -> None:
-    """TTFT and every gap equal those of the plain replay, whatever forms the batches.
+SCHEDULERS = ["fcfs", "shortest_first", "slo_first", "task_aware"]
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize(
+    "schedule", ["resident_first", *(f"{name}/resident_first" for name in SCHEDULERS)]
+)
+def test_requests_far_apart_are_as_fast_as_alone(schedule: str, gpus: int) -> None:
+    """TTFT and every gap equal those of the plain replay, whatever forms the batches, on any GPUs.
 
     The link rests between requests, so its first copy must cost no more than others. With prefetch
     there is a difference, rightly: copies for a next token that never comes end in the pause.
     """
     trace = tiny_trace()
-    options = {"slots": 8, "machine": {"first_copy_extra_ns": 0}}
+    options = {"slots": 8, "machine": {"first_copy_extra_ns": 0}, "gpus": gpus}
     alone = done(small_run(trace, **options))
     served = done(small_run(trace, schedule=schedule, serving=Serving(FAR_APART), **options))
     assert latencies(alone[0]) == latencies(served[0])

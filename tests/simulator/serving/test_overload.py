@@ -15,7 +15,7 @@ BURST = "gamma:rate=5000,cv=6,requests=60,prompt=6,output=6"
 SLO = parse_slo(["ttft=1,e2e=9"])
 
 
-def overloaded(**terms: object) -> Prepared:
+def overloaded(gpus: int = 1, **terms: object) -> Prepared:
     """Return a server with KV room for three requests of a burst of sixty."""
     return small_run(
         tiny_trace(layers=2),
@@ -25,6 +25,7 @@ def overloaded(**terms: object) -> Prepared:
         kv="36000B",
         kv_bytes_per_token=500,
         seed=4,
+        gpus=gpus,
     )
 
 
@@ -36,9 +37,10 @@ def served(run: Prepared) -> Timings:
     return timings
 
 
-def test_a_full_queue_refuses_and_the_others_are_served_whole() -> None:
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_full_queue_refuses_and_the_others_are_served_whole(gpus: int) -> None:
     """With five who may wait most are refused, at most eight are there, and no token is lost."""
-    timings = served(overloaded(most_waiting=5))
+    timings = served(overloaded(gpus, most_waiting=5))
     server = timings.server
     assert server.refused_queue_full == server.refused > 20
     assert len(timings.requests) + server.refused == 60
