@@ -106,11 +106,17 @@ class RealDriver(ABC, Generic[Work]):
         wakes_ns: When whoever waits must look again at the latest, or None.
         spans: Every job, where the driver was asked to note them.
         lent: What lies in another GPU that lends memory, if one does.
+        gpus: How many compute.
+
+    Raises:
+        CapabilityError: Experts live on several GPUs, and the driver computes on one.
     """
 
     name: ClassVar[str]
     skips_choices: ClassVar[bool] = False
     """Whether a choice may be left without an expert."""
+    computes_on_several: ClassVar[bool] = False
+    """Whether experts may live and run on several GPUs."""
 
     def __init__(self, controller: Controller) -> None:
         self.timings = Timings()
@@ -118,6 +124,12 @@ class RealDriver(ABC, Generic[Work]):
         self.wakes_ns: int | None = None
         self.spans: list[Span] | None = None
         self.lent = None if controller.shelves is None else controller.shelves.peer
+        self.gpus = controller.residency.gpus
+        if self.gpus > 1 and not self.computes_on_several:
+            raise CapabilityError(
+                f"the {self.name} driver computes on one GPU; take --gpus 1, or a backend that "
+                "computes on several: cpu, cuda-eager"
+            )
         self._controller = controller
         self._origin_ns = time.perf_counter_ns()
         # Where each part of an expert lies, or will when its copy ends; see `_unit`.
@@ -352,7 +364,8 @@ class RealDriver(ABC, Generic[Work]):
         return self._controller.residency.stretch(expert, part)
 
     def _copy(self, command: Copy) -> None:
-        way = way_of(self.name, command, None if self.lent is None else self.lent.place.device)
+        lender = None if self.lent is None else self.lent.place.device
+        way = way_of(self.name, command, lender, self.gpus)
         if way.engine != PEER_OUT:
             self._offsets[self._unit(command.expert, command.part)] = way.target_bytes
         if way.engine == H2D:
@@ -362,7 +375,8 @@ class RealDriver(ABC, Generic[Work]):
 
     def _run(self, command: Run) -> None:
         first = self._unit(0, command.part)
-        self.start_run(command, run_offsets(self.name, command, self._offsets, first))
+        offsets = run_offsets(self.name, command, self._offsets, first, self.gpus)
+        self.start_run(command, offsets)
 
     def _unit(self, expert: int, part: int) -> int:
         """Return the number of a part of an expert; of a whole one it is the expert's."""

@@ -19,10 +19,19 @@ from moesim.simulator.commands.options import (
 
 _MINUTES = {"cuda": 3.0, "cpu": 0.3}
 _SECONDS = 60
+_EAGER = "hf-eager"
 
 Backend = Annotated[
     str | None,
     typer.Option("--backend", help="cuda (default), or cpu: memory copies stand for the link's."),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        help="hf-eager: transformers' own modules, without graphs. Default: the backend's own "
+        "runtime.",
+    ),
 ]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="The hardware profile to write, a .yaml.")
@@ -61,6 +70,7 @@ LogColumns = Annotated[
 def calibrate(
     output: Output,
     backend: Backend = None,
+    mode: Mode = None,
     runtime_output: RuntimeOutput = None,
     minutes: Minutes = None,
     json_out: JsonOut = None,
@@ -109,11 +119,14 @@ def calibrate(
         _refuse(
             "is of measuring this machine; leave it out with --from-log",
             backend=backend,
+            mode=mode,
             minutes=minutes,
         )
     backend = backend or "cuda"
     if backend not in _MINUTES:
         raise InputError(f"--backend {backend}: expected cuda or cpu")
+    if mode not in (None, _EAGER):
+        raise InputError(f"--mode {mode}: expected {_EAGER}, or nothing for the backend's own")
     for option, path in (("--output", output), ("--runtime-output", runtime_output)):
         _check_path(option, path)
     if json_out is not None and not json_out.parent.is_dir():
@@ -138,7 +151,7 @@ def calibrate(
     if backend == "cuda":
         gpu()
     seconds = _SECONDS * (_MINUTES[backend] if minutes is None else minutes)
-    found = _measure(backend, output.stem, seconds, _command(backend, output, minutes))
+    found = _measure(backend, mode, output.stem, seconds, _command(backend, mode, output, minutes))
     _write(found, output, runtime_output, json_out)
 
 
@@ -169,12 +182,13 @@ def _check_path(option: str, path: Path | None) -> None:
         ) from error
 
 
-def _command(backend: str, output: Path, minutes: float | None) -> str:
+def _command(backend: str, mode: str | None, output: Path, minutes: float | None) -> str:
     given = "" if minutes is None else f" --minutes {minutes:g}"
-    return f"moesim calibrate --backend {backend} -o {output.name}{given}"
+    how = "" if mode is None else f" --mode {mode}"
+    return f"moesim calibrate --backend {backend}{how} -o {output.name}{given}"
 
 
-def _measure(backend: str, name: str, seconds: float, command: str) -> Any:  # noqa: ANN401  Calibration, which imports torch
+def _measure(backend: str, mode: str | None, name: str, seconds: float, command: str) -> Any:  # noqa: ANN401  Calibration, which imports torch
     from moesim.backends.calibration.run import calibrate as measure  # noqa: PLC0415  torch
     from moesim.backends.calibration.run import make_bench  # noqa: PLC0415  torch
     from moesim.simulator.progress import progress  # noqa: PLC0415  rich
@@ -189,7 +203,12 @@ def _measure(backend: str, name: str, seconds: float, command: str) -> Any:  # n
             done = percent
 
         return measure(
-            make_bench(backend), name=name, seconds=seconds, command=command, on_round=on_round
+            make_bench(backend),
+            name=name,
+            seconds=seconds,
+            command=command,
+            mode=mode,
+            on_round=on_round,
         )
 
 

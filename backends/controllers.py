@@ -13,6 +13,8 @@ from moesim.simulator.assembly import assemble
 from moesim.simulator.control.transfers import DEFAULT_WINDOW_BYTES
 from moesim.simulator.controller import Controller
 from moesim.simulator.errors import CapabilityError
+from moesim.simulator.gpus.placement import PLACEMENTS
+from moesim.simulator.gpus.plan import GpuPlan, plan_experts
 from moesim.simulator.policies.base import UNLIMITED_BYTES, Costs
 from moesim.simulator.registry import Axis, PolicySpec
 from moesim.simulator.tiers.plan import TierPlan
@@ -52,6 +54,9 @@ class Deciding:
         told: Signals that a trace tells whose routes are forced; see ``told.py``.
         kv_bytes: Room for the KV caches of all requests together.
         tiers: What another GPU lends, if one does; RAM holds all experts.
+        gpus: How many GPUs compute; experts live on all of them, the rest of the model on the
+            first.
+        placement: Which GPU is an expert's home.
     """
 
     policies: Mapping[Axis, str]
@@ -64,6 +69,8 @@ class Deciding:
     told: frozenset[str] = frozenset()
     kv_bytes: int = UNLIMITED_BYTES
     tiers: TierPlan | None = None
+    gpus: int = 1
+    placement: str = PLACEMENTS[0]
 
     def specs(self) -> dict[Axis, PolicySpec]:
         """Return the policies, resolved."""
@@ -128,7 +135,34 @@ class Deciding:
             future=future,
             kv_bytes=self.kv_bytes,
             tiers=self.tiers,
+            gpus=self.spread(experts, sizes_L),
             keep_log=keep_log,
+        )
+
+    def spread(self, experts: int, sizes_L: Sequence[int]) -> GpuPlan | None:
+        """Return which expert lives where, or None on one GPU.
+
+        Args:
+            experts: Experts of each MoE layer.
+            sizes_L: Bytes of one expert of each layer.
+
+        Raises:
+            CapabilityError: Another GPU lends memory too, or the placement is not executed.
+        """
+        if self.gpus == 1:
+            return None
+        if self.tiers is not None:
+            raise CapabilityError(
+                f"--gpus {self.gpus}: tiers below VRAM are for one GPU alone; leave out "
+                "--peer-cache"
+            )
+        return plan_experts(
+            self.gpus,
+            self.placement,
+            experts=experts,
+            sizes_L=sizes_L,
+            budget_bytes=self.budget_bytes,
+            profile_trace=self.profile_trace,
         )
 
 

@@ -8,7 +8,7 @@ are added in router order once all are there. So the two agree bit by bit, whate
 
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -77,6 +77,16 @@ class LayerWork:
         self._lock = Lock()  # products may begin in two threads at once
         self._rows_PSD: Tensor | None = None
         self._positions: dict[int, Positions] | None = None
+
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same layer where its inputs are copied to, with rows of its own there."""
+        return type(self)(
+            self._module,
+            copy(self.hidden_TD),
+            copy(self.ids_TK),
+            copy(self.gates_TK),
+            self.choices,
+        )
 
     def choose(self, choices: list[int]) -> None:
         """Take other choices; the tensors stay, and hold what belongs to them."""

@@ -55,17 +55,18 @@ def fixed_offset(driver: str, place: Place) -> int:
     return place.offset_bytes
 
 
-def way_of(driver: str, command: Copy, lender: int | None) -> Way:
+def way_of(driver: str, command: Copy, lender: int | None, gpus: int = 1) -> Way:
     """Return how a copy's bytes go.
 
     Args:
         driver: Its name.
         command: The copy.
         lender: The GPU that lends memory, if one does.
+        gpus: How many compute.
 
     Raises:
         CapabilityError: It is from elsewhere than RAM and that GPU, or to elsewhere than the VRAM
-            of the one device that computes and that GPU.
+            of those that compute and that GPU.
     """
     src, dst = command.src, command.dst
     if lender is not None and src.tier is dst.tier is Tier.VRAM:
@@ -78,13 +79,15 @@ def way_of(driver: str, command: Copy, lender: int | None) -> Way:
             f"the {driver} driver copies experts from RAM, not part {command.part} "
             f"of expert {command.expert} from {src.tier.name}"
         )
-    if dst.tier is not Tier.VRAM or dst.device != 0:
-        raise CapabilityError(f"the {driver} driver copies to the VRAM of device 0, not to {dst}")
+    if dst.tier is not Tier.VRAM or dst.device >= gpus:
+        raise CapabilityError(
+            f"the {driver} driver copies to the VRAM of {_devices(gpus)}, not to {dst}"
+        )
     return Way(H2D, 0, fixed_offset(driver, dst))
 
 
 def run_offsets(
-    driver: str, command: Run, offsets: Mapping[int, int], first: int = 0
+    driver: str, command: Run, offsets: Mapping[int, int], first: int = 0, gpus: int = 1
 ) -> Sequence[int]:
     """Return where the part of each expert of a run lies; nothing for a run on the CPU.
 
@@ -93,17 +96,18 @@ def run_offsets(
         command: The run.
         offsets: Where each expert's part lies, or will when its copy ends.
         first: What the part's number of an expert is counted from.
+        gpus: How many compute.
 
     Raises:
         CapabilityError: It is on another device.
         ProtocolError: An expert was never given room.
     """
-    if command.device.number != 0:
+    kind, number = command.device
+    if number >= (gpus if kind == "gpu" else 1):
         raise CapabilityError(
-            f"the {driver} driver runs experts on device 0, not on {command.device.kind} "
-            f"{command.device.number}"
+            f"the {driver} driver runs experts on {_devices(gpus)}, not on {kind} {number}"
         )
-    if command.device.kind == "cpu":
+    if kind == "cpu":
         return ()
     try:
         return [offsets[first + expert] for expert in command.experts]
@@ -111,3 +115,7 @@ def run_offsets(
         raise ProtocolError(
             f"run {command.n} names expert {error.args[0] - first}, which never had room"
         ) from None
+
+
+def _devices(gpus: int) -> str:
+    return "device 0" if gpus == 1 else f"devices 0 to {gpus - 1}"

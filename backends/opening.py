@@ -1,12 +1,13 @@
 """A model made ready to run offloaded: experts in the store, everything else on the device."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from moesim.backends import random_weights
 from moesim.backends.budget import expert_budget_bytes, kv_bytes_per_token, runtime_bytes
+from moesim.backends.formats import FORMATS
 from moesim.backends.loading import Checkpoint, load_checkpoint
 from moesim.backends.models import Model
 from moesim.backends.served import parameter_bytes
@@ -30,7 +31,8 @@ class Opened:
         store: Holds them.
         dense_bytes: Of all weights that are no experts.
         kv_bytes_per_token: Of the cache.
-        model_shape: Its dimensions, where they are known and its weights have 16 bits.
+        model_shape: Its dimensions, where they are known and its weights have 16 bits, or fewer
+            those of its experts.
     """
 
     checkpoint: Checkpoint
@@ -42,9 +44,16 @@ class Opened:
     @property
     def costs_of(self) -> CostShape:
         """What its costs are charged for."""
-        if self.model_shape is not None:
-            return self.model_shape.cost_shape("bf16")
         store = self.store
+        if self.model_shape is not None:
+            # Where experts are codes with scales, the store knows what they take; products are
+            # made of 16 bits all the same.
+            shape = self.model_shape.cost_shape("bf16")
+            layers = [
+                replace(layer, expert_bytes=size)
+                for layer, size in zip(shape.layers, store.sizes_L, strict=True)
+            ]
+            return replace(shape, layers=tuple(layers))
         return CostShape.from_bytes(
             store.sizes_L,
             [parameter_bytes(layer.decoder_layer) for layer in store.parts.layers],
@@ -104,7 +113,11 @@ def open_model(
         dtype = torch.bfloat16 if pin else torch.float32
         checkpoint, shape = random_weights.build(source, dtype)
         store = ExpertStore.random(
-            checkpoint.model, pin=pin, pool_bytes=source.pool_bytes, by_row=by_row
+            checkpoint.model,
+            pin=pin,
+            pool_bytes=source.pool_bytes,
+            by_row=by_row,
+            form=None if source.format is None else FORMATS[source.format],
         )
         _on_device(checkpoint.model, device, lambda: random_weights.fill(checkpoint.model, device))
     else:
@@ -114,7 +127,12 @@ def open_model(
         store = ExpertStore.take_from(checkpoint.model, pin=pin, by_row=by_row)
         _on_device(checkpoint.model, device, lambda: checkpoint.model.to(device))
         shape = _shape_of(checkpoint)
-    if shape is not None and set(store.sizes_L) != {shape.expert_bytes("bf16")}:
+    is_as_written = source.format is not None
+    if (
+        shape is not None
+        and not is_as_written
+        and set(store.sizes_L) != {shape.expert_bytes("bf16")}
+    ):
         shape = None
     return Opened(
         checkpoint=checkpoint,

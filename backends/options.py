@@ -14,6 +14,10 @@ Weights = Annotated[
 Layers = Annotated[
     int | None, typer.Option(min=1, help="Keep the first N MoE layers; random weights only.")
 ]
+ExpertFormat = Annotated[
+    str | None,
+    typer.Option("--format", help="Write the experts alone in fp8 or int4; random weights only."),
+]
 PinnedPool = Annotated[
     str | None,
     typer.Option(

@@ -43,10 +43,11 @@ def build(source: Source, dtype: torch.dtype) -> tuple[Checkpoint, ModelShape]:
     make: Any = transformers.AutoModelForCausalLM  # transformers leaves it without types
     with torch.device("meta"):
         model: Model = make.from_config(config, dtype=dtype)
+    written = "" if source.format is None else f", experts in {source.format}"
     checkpoint = Checkpoint(
         model=model.eval(),
         tokenizer=None,
-        name=f"{shape.name} random weights",
+        name=f"{shape.name} random weights{written}",
         revision=None,
         bytes_per_parameter=dtype.itemsize,
         tokenizer_hash=None,

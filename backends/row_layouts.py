@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from moesim.backends.formats import format_of
+from moesim.backends.formats import Format, format_of
 from moesim.backends.layouts import ExpertLayout
 from moesim.simulator.errors import CapabilityError
 from moesim.simulator.terms import PIECES
@@ -29,13 +29,19 @@ class RowLayout:
 
     Attributes:
         rows: The same, as kernels know it.
+        dtype: Of the weights, or of what a product makes of them where they are codes with scales.
     """
 
     rows: ExpertLayout
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, experts: nn.Module) -> Self:
+    def of(cls, experts: nn.Module, form: Format | None = None) -> Self:
         """Read the layout off the fused parameters of an experts module of transformers 5.
+
+        Args:
+            experts: The module.
+            form: How its weights are written; by default as they are.
 
         Raises:
             CapabilityError: Its experts are not gate, up and down, each output in a row of its own.
@@ -56,15 +62,11 @@ class RowLayout:
                 f"{name}: {intermediate} rows do not make {PIECES} equal pieces, so that the "
                 "experts cannot be split; use a system that keeps them whole"
             )
-        form = format_of(down.dtype)
-        return cls(
-            ExpertLayout.make("by-row", form, width=width, intermediate=intermediate, pieces=PIECES)
+        form = form or format_of(down.dtype)
+        rows = ExpertLayout.make(
+            "by-row", form, width=width, intermediate=intermediate, pieces=PIECES
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.rows.format.codes
+        return cls(rows, down.dtype)
 
     @property
     def blob_bytes(self) -> int:
@@ -105,5 +107,9 @@ class RowLayout:
         """Return its rows [P, R, 3, D] where they begin at an offset."""
         rows = self.rows
         stretch_B = arena_B[offset_bytes : offset_bytes + rows.blob_bytes]
+        if rows.format.scales is not None:
+            gate_ID, up_ID, down_DI = rows.unpack(stretch_B)
+            decoded = torch.stack([gate_ID, up_ID, down_DI.T], dim=1).to(self.dtype)
+            return {ROWS: decoded.view(rows.pieces, rows.piece, 3, -1)}
         vectors = stretch_B.view(rows.format.codes).view(rows.pieces, rows.piece, 3, -1)
         return {ROWS: vectors[..., : rows.width]}

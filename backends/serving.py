@@ -11,9 +11,11 @@ import typer
 
 from moesim.backends.controllers import Deciding, UnknownCosts, splits
 from moesim.backends.drivers.cuda.driver import CudaDriver
+from moesim.backends.drivers.cuda.gpus_driver import GpusCudaDriver, check_gpus
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
 from moesim.backends.drivers.cuda.lent import lender_of
 from moesim.backends.drivers.threads import ThreadsDriver
+from moesim.backends.drivers.threads_gpus import GpusThreadsDriver
 from moesim.backends.execution import Execution, MakeDriver, execute
 from moesim.backends.generation import Sampling
 from moesim.backends.guests import Guests, expert_room_bytes, guests_of
@@ -42,6 +44,10 @@ DRIVERS: Mapping[str, MakeDriver] = {
     "cuda": GraphDriver,
     "cuda-eager": CudaDriver,
 }
+DRIVERS_OF_SEVERAL: Mapping[str, MakeDriver] = {
+    "cpu": GpusThreadsDriver,
+    "cuda-eager": GpusCudaDriver,
+}
 
 
 def serve(wishes: Wishes) -> None:
@@ -53,6 +59,8 @@ def serve(wishes: Wishes) -> None:
     """
     device = choose_device(wishes.backend.partition("-")[0])
     tiers = _tiers(wishes, device)
+    if device.type == "cuda":
+        check_gpus(device, wishes.gpus)
     chosen = choose_policies(wishes.system, None, *wishes.axes, wishes.policy_modules)
     routes = None if wishes.routes is None else load(wishes.routes)
     if routes is not None and wishes.max_prompts is not None:
@@ -76,6 +84,8 @@ def serve(wishes: Wishes) -> None:
         costs=_costs(wishes, chosen, opened),
         profile_trace=None if wishes.profile_trace is None else load(wishes.profile_trace),
         tiers=tiers,
+        gpus=wishes.gpus,
+        placement=wishes.placement,
     )
     requests = guests.requests
     total = sum(len(request.prompt) + request.new_tokens(sampling) - 1 for request in requests)
@@ -89,7 +99,7 @@ def serve(wishes: Wishes) -> None:
             routes=guests.routes,
             horizons=wishes.horizons,
             name=opened.checkpoint.name,
-            make_driver=DRIVERS[wishes.backend],
+            make_driver=(DRIVERS if wishes.gpus == 1 else DRIVERS_OF_SEVERAL)[wishes.backend],
             arrivals=guests.arrivals,
             terms=guests.terms,
             on_step=on_step,
@@ -145,6 +155,9 @@ def _print(
         "expert_budget_bytes": deciding.budget_bytes,
         "expert_bytes_total": store.total_bytes,
         **_lent_fields(deciding, done),
+        "gpus": deciding.gpus,
+        "placement": deciding.placement if deciding.gpus > 1 else "",
+        "bytes_exchanged": sum(gpu.bytes_sent for gpu in timings.by_gpu),
         "host_bytes_for_experts": store.held_bytes,
         **latencies,
         **request_fields(requests, timings.server, steps=counts.steps, span_ns=span_ns),

@@ -15,6 +15,8 @@ from moesim.simulator.models.schema import ModelShape
 
 CHECKPOINT, RANDOM = "checkpoint", "random"
 WEIGHTS = (CHECKPOINT, RANDOM)
+FORMATS = ("fp8", "int4")
+"""In which experts may be written by themselves; see ``formats.py``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,14 @@ class Source:
         weights: One of ``WEIGHTS``.
         layers: How many MoE layers to keep, from the first; None keeps all. Random weights only.
         pinned_pool: Host memory that all experts share, such as ``8GiB``; None gives each its own.
+        format: How experts are written, one of ``FORMATS``; None is as everything else.
     """
 
     model: str
     weights: str = CHECKPOINT
     layers: int | None = None
     pinned_pool: str | None = None
+    format: str | None = None
 
     @property
     def is_random(self) -> bool:
@@ -59,8 +63,11 @@ class Source:
             raise UnknownNameError("kind of weights", self.weights, WEIGHTS)
         if self.is_shape and not self.is_random:
             raise InputError(f"{self.model}: is a shape and has no weights; add --weights random")
-        if not self.is_random and (self.layers, self.pinned_pool) != (None, None):
-            raise InputError("--layers and --pinned-pool go with --weights random")
+        if self.format is not None and self.format not in FORMATS:
+            raise UnknownNameError("format of experts", self.format, FORMATS)
+        made_up = (self.layers, self.pinned_pool, self.format)
+        if not self.is_random and made_up != (None, None, None):
+            raise InputError("--layers, --pinned-pool and --format go with --weights random")
         try:
             usable = self.pool_bytes is None or self.pool_bytes > 0
         except ProfileError:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moesim.backends.blob_layouts import BlobLayout
 from moesim.backends.drivers.cuda.pinned import pinned_bytes
+from moesim.backends.formats import Format
 from moesim.backends.models import Model, MoeLayer, MoeParts, find_moe
 from moesim.backends.row_layouts import RowLayout
 from moesim.simulator.errors import CapabilityError
@@ -20,6 +21,8 @@ from moesim.simulator.errors import CapabilityError
 
 RANDOM_BLOCK_BYTES = 2**27
 """Of float32: random experts repeat themselves after it, at other places of each expert."""
+RANDOM_EXPERTS = 4
+"""Those with scales repeat themselves after so many, whole."""
 RANDOM_SCALE = 0.02
 
 Layout = BlobLayout | RowLayout
@@ -87,6 +90,7 @@ class ExpertStore:
         pin: bool = False,
         pool_bytes: int | None = None,
         by_row: bool = False,
+        form: Format | None = None,
     ) -> Self:
         """Make a store of random weights for a model whose own experts take no memory.
 
@@ -95,16 +99,17 @@ class ExpertStore:
             pin: Whether the blobs are page-locked.
             pool_bytes: Layers share as many layers' blobs as fit, at least one; None shares none.
             by_row: Whether parts of experts are copied and run by themselves.
+            form: How experts are written; None is as the model has them.
 
         Raises:
             ModelError: The model has no MoE layer of a kind that can be offloaded.
-            CapabilityError: Its experts cannot be split.
+            CapabilityError: Its experts cannot be split, or not be written so.
             OutOfMemoryError: Host memory does not do for the store.
         """
         parts = find_moe(model)
-        ways = _ways(parts)
+        ways = _ways(parts, form)
         layouts = chosen(ways, by_row=by_row)
-        block_B = _random_block(layouts[0].dtype)
+        block_B = _random_block(layouts[0])
         made: dict[Layout, list[Tensor]] = {}
         layers_EB: list[Tensor] = []
         for layer, layout in zip(parts.layers, layouts, strict=True):
@@ -152,8 +157,14 @@ class ExpertStore:
         return self.layouts[expert // self.parts.experts].views(self.blob(expert), 0)
 
 
-def _ways(parts: MoeParts) -> dict[bool, Layouts | CapabilityError]:
-    """Return the layouts matrix by matrix, and those row by row or why there are none."""
+def _ways(parts: MoeParts, form: Format | None = None) -> dict[bool, Layouts | CapabilityError]:
+    """Return the layouts matrix by matrix, and those row by row or why there are none.
+
+    Codes with scales lie row by row in any case: in pieces, for which the kernels are tuned.
+    """
+    if form is not None:
+        pieces = tuple(RowLayout.of(layer.experts, form) for layer in parts.layers)
+        return {False: pieces, True: pieces}
     by_matrix = tuple(BlobLayout.of(layer.experts) for layer in parts.layers)
     try:
         by_row = tuple(RowLayout.of(layer.experts) for layer in parts.layers)
@@ -202,8 +213,17 @@ def make_room(nbytes: int, *, pin: bool) -> Tensor:
     return pinned_bytes(nbytes) if pin else torch.zeros(nbytes, dtype=torch.uint8)
 
 
-def _random_block(dtype: torch.dtype) -> Tensor:
-    """Return the bytes that random experts are cut from."""
+def _random_block(layout: Layout) -> Tensor:
+    """Return the bytes that random experts are cut from: whole experts where they have scales."""
     random = torch.Generator().manual_seed(0)
+    if isinstance(layout, RowLayout) and layout.rows.format.scales is not None:
+        rows = layout.rows
+        made = [
+            torch.empty(3, rows.intermediate, rows.width).normal_(
+                0.0, RANDOM_SCALE, generator=random
+            )
+            for _ in range(RANDOM_EXPERTS)
+        ]
+        return torch.cat([rows.pack(gate_ID, up_ID, down_ID.T) for gate_ID, up_ID, down_ID in made])
     numbers = torch.empty(RANDOM_BLOCK_BYTES // 4).normal_(0.0, RANDOM_SCALE, generator=random)
-    return numbers.to(dtype).view(torch.uint8)
+    return numbers.to(layout.dtype).view(torch.uint8)

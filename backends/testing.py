@@ -21,12 +21,14 @@ from moesim.backends.generation import Request, Sampling
 from moesim.backends.models import Model
 from moesim.backends.store import ExpertStore
 from moesim.simulator.controller import Controller
-from moesim.simulator.registry import Axis
+from moesim.simulator.registry import Axis, parse
+from moesim.simulator.tiers.plan import TierPlan
 
 PROMPTS = ((5, 9, 200, 17, 33, 4, 90), (7, 8), (250, 3, 3, 3, 61))
 NEW_TOKENS = 6
 SMALL_SLOTS = 4
 LARGE_SLOTS = 14
+LENT_SLOTS = 12
 
 # What each system exercises, and its room for experts.
 SYSTEMS: Mapping[str, tuple[Mapping[Axis, str], int]] = {
@@ -98,7 +100,11 @@ def tiny_model(context: int = 64) -> Model:
 
 
 def check_backend(
-    make_driver: MakeDriver, device: torch.device, *, has_cpu_experts: bool = True
+    make_driver: MakeDriver,
+    device: torch.device,
+    *,
+    has_cpu_experts: bool = True,
+    has_lender: bool = False,
 ) -> None:
     """Run a driver through systems that use all of it, and compare with the resident model.
 
@@ -112,6 +118,7 @@ def check_backend(
         device: Where the model's other weights go.
         has_cpu_experts: Whether the driver runs experts on the CPU; their logits may differ a
             little, their text may not.
+        has_lender: Whether another GPU lends memory to the driver's.
 
     Raises:
         AssertionError: One line that says which system, and what differs first.
@@ -124,9 +131,16 @@ def check_backend(
     assert done.logits is not None
     expected = done.logits
     _check_close("all fit", expected, in_place)
-    for name, (policies, slots) in SYSTEMS.items():
-        done, deciding = _run(model, store, policies, slots, make_driver)
+    lent = TierPlan(peer=parse("cache", "lru"), peer_bytes=LENT_SLOTS * store.sizes_L[0])
+    checked: list[tuple[str, Mapping[Axis, str], int, TierPlan | None]] = [
+        (name, policies, slots, None) for name, (policies, slots) in SYSTEMS.items()
+    ]
+    if has_lender:
+        checked.append(("another GPU's memory", ALL_FIT, SMALL_SLOTS, lent))
+    for name, policies, slots, tiers in checked:
+        done, deciding = _run(model, store, policies, slots, make_driver, tiers)
         assert done.logits is not None
+        assert tiers is None or done.counts.bytes_peer > 0, f"{name}: nothing came from there"
         for request, (ours, theirs) in enumerate(zip(done.logits, expected, strict=True)):
             for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
                 assert torch.equal(a, b), f"{name}: request {request} step {step}: logits differ"
@@ -193,8 +207,9 @@ def _run(
     policies: Mapping[Axis, str],
     slots: int,
     make_driver: MakeDriver,
+    tiers: TierPlan | None = None,
 ) -> tuple[Execution, Deciding]:
-    deciding = Deciding(policies=policies, budget_bytes=slots * store.sizes_L[0])
+    deciding = Deciding(policies=policies, budget_bytes=slots * store.sizes_L[0], tiers=tiers)
     done = execute(
         model,
         store,

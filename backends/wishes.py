@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moesim.backends.sources import Source
 from moesim.simulator.errors import InputError, UnknownNameError
+from moesim.simulator.gpus.placement import check_name
 from moesim.simulator.tiers.plan import TierSpec, lent_by
 from moesim.traces.store import SUFFIXES
 
@@ -23,6 +24,7 @@ class Wishes:
         arrivals: Who comes when; the options from here to ``kv_reserve`` are those of a replay.
         memory: ``--vram``, ``--expert-budget``, ``--slots``.
         lent: What another GPU lends.
+        gpus: How many compute, with experts placed as ``placement`` says.
     """
 
     source: Source
@@ -33,6 +35,8 @@ class Wishes:
     policy_modules: tuple[str, ...]
     memory: tuple[str | None, str | None, str | None]
     lent: TierSpec
+    gpus: int
+    placement: str
     backend: str
     threads: int | None
     max_batch: int | None
@@ -66,6 +70,12 @@ def check_wishes(wishes: Wishes) -> None:
         raise UnknownNameError("backend", wishes.backend, BACKENDS)
     wishes.source.check()
     lent_by(wishes.lent)
+    check_name(wishes.placement)
+    if wishes.gpus > 1 and wishes.backend == "cuda":
+        raise InputError(
+            f"--gpus {wishes.gpus}: decode in graphs is on one GPU; take --backend cuda-eager, or "
+            "cpu, which plays them in memory"
+        )
     if (wishes.prompts is None) == (wishes.routes is None):
         raise InputError("give either --prompts FILE or --routes TRACE")
     if wishes.source.is_random and wishes.routes is None:

@@ -1,9 +1,11 @@
 """Which machine this is, how much RAM it has, at which clocks it runs: read, never guessed."""
 
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +15,8 @@ from moesim.hardware_profiles.schema import Fingerprint
 
 _QUERY = ("driver_version", "pcie.link.gen.max", "pcie.link.width.max")
 _CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "pstate")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_DIGITS = 16
 _PAGE = "SC_PAGE_SIZE"
 
 
@@ -25,7 +29,19 @@ def fingerprint(place: torch.device) -> Fingerprint:
         driver=driver(place),
         cpu=cpu_name(),
         pcie=f"{pcie.generation} x{pcie.width}" if pcie else "not known",
+        host=host(place),
     )
+
+
+def host(place: torch.device) -> str | None:
+    """Return a hash of which GPU this is and when its host was started; None where nobody tells.
+
+    Two hosts of the same parts are not equally fast, and neither is one after another start.
+    """
+    found = (_ask_gpu(("uuid",), place) if place.type == "cuda" else None) or []
+    with suppress(OSError):  # only Linux tells when it was started
+        found.append(_BOOT.read_text(encoding="ascii").strip())
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()[:_DIGITS] if found else None
 
 
 def driver(place: torch.device) -> str:

@@ -1,13 +1,12 @@
 """Our CUDA driver with graphs under measurement: what is calibrated is what runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from moesim.backends.calibration import works
 from moesim.backends.calibration.bench import Bench
 from moesim.backends.calibration.driver_host import DriverHost
-from moesim.backends.calibration.fitting import Check
 from moesim.backends.calibration.graph_figures import WORDS, GraphFigures
 from moesim.backends.calibration.graph_points import (
     ATTENTION,
@@ -28,16 +27,13 @@ from moesim.backends.calibration.graph_points import (
     prompt_name,
     run_name,
 )
-from moesim.backends.calibration.leftover import Rest, Times, rest_of
 from moesim.backends.calibration.pieces import LOOKING, Pieces
 from moesim.backends.calibration.rates import PRODUCT, READ, alone, beside, gpu_section, slow_down
 from moesim.backends.calibration.sampling import Probe
 from moesim.backends.calibration.sheet import Sheet
+from moesim.backends.calibration.token_fit import fit_tokens
 from moesim.backends.calibration.whole_tokens import Lengths, Session
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
-from moesim.hardware_profiles.files import validated
-from moesim.hardware_profiles.runtime_schema import RuntimeProfile
-from moesim.hardware_profiles.schema import HardwareProfile
 
 SESSION_EVERY = 6
 
@@ -176,33 +172,7 @@ class GraphSoftware:
 
     def complete(self, machine: dict[str, Any], runtime: dict[str, Any], sheet: Sheet) -> None:
         """Fill in what only whole tokens tell; tokens of other models check all of it."""
-        pair = self._few, self._many
-        names = tuple(name for session in pair for name in session.names())
-        sources = "tokens", "prompts"
-        for source, at in zip(sources, (0, 1), strict=True):
-            sheet.source(source, "all experts resident", [names[at], names[at + 3]])
-        profile = validated(_named(machine, {}), HardwareProfile, "machine")
-
-        def explained(session: Session, rest: Rest) -> Times:
-            tree = _named(rest.put(runtime, sources), sheet.sources)
-            return session.explained(profile, validated(tree, RuntimeProfile, "runtime"))
-
-        rest = rest_of(pair, (_took(sheet, self._few), _took(sheet, self._many)), explained)
-        runtime |= rest.put(runtime, sources)
-        for source, kind in zip(sources, ("tokens", "prompts"), strict=True):
-            checks = [
-                check
-                for session in self._others
-                for check in _checks(sheet, session, explained(session, rest), kind)
-            ]
-            used = [name for name in names if name.startswith("token") == (kind == "tokens")]
-            sheet.source(
-                source,
-                f"{kind} of {self._few.name} and {self._many.name}, every expert resident, less"
-                " what the other figures explain",
-                used,
-                checks,
-            )
+        fit_tokens(machine, runtime, sheet, (self._few, self._many), self._others)
 
     def close(self) -> None:
         """Release models, sessions and driver."""
@@ -211,18 +181,3 @@ class GraphSoftware:
         for session in (self._few, self._many, *self._others):
             session.close()
         self._host.close()
-
-
-def _took(sheet: Sheet, session: Session) -> Times:
-    return Times(*(sheet.median(name) for name in session.names()))
-
-
-def _checks(sheet: Sheet, session: Session, says: Times, kind: str) -> Sequence[Check]:
-    took, (token, short, prompt) = _took(sheet, session), session.names()
-    if kind == "tokens":
-        return [Check(token, says.token, took.token)]
-    return [Check(short, says.short, took.short), Check(prompt, says.prompt, took.prompt)]
-
-
-def _named(tree: dict[str, Any], sources: dict[str, Any]) -> dict[str, Any]:
-    return {"schema": "1", "name": "unfinished", "title": "unfinished", "sources": sources} | tree

@@ -13,6 +13,7 @@ from moesim.backends.calibration import copies, cpu_experts, decisions, fingerpr
 from moesim.backends.calibration import sheet as write
 from moesim.backends.calibration.bench import Bench
 from moesim.backends.calibration.cuda_bench import CudaBench
+from moesim.backends.calibration.eager import HF_EAGER, eager
 from moesim.backends.calibration.fitting import Check
 from moesim.backends.calibration.sampling import Samples, interleave, summarise
 from moesim.backends.calibration.sheet import Provenance, Sheet
@@ -76,6 +77,7 @@ def calibrate(
     name: str,
     seconds: float,
     command: str,
+    mode: str | None = None,
     systems: Sequence[str] | None = None,
     on_round: Callable[[float], None] | None = None,
 ) -> Calibration:
@@ -87,6 +89,8 @@ def calibrate(
         seconds: How long samples are taken; setting up comes on top.
         systems: Whose decisions are timed; all by default.
         command: Stands in the evidence of each figure.
+        mode: ``hf-eager`` measures transformers' own modules, without graphs; None the backend's
+            own runtime.
         on_round: Called with the share of the time that is over.
     """
     with ExitStack() as held:
@@ -98,6 +102,8 @@ def calibrate(
         workers = cpu_experts.CpuExperts(bench, in_ram, cores)
         held.callback(workers.close)
         software = bench.software()
+        if mode == HF_EAGER:
+            software = eager(software, bench.place)
         held.callback(software.close)
         replays, refused = decisions.replays(read(_sample_file()).head(requests=1), systems)
         probes = [

@@ -3,6 +3,7 @@
 It is served as an execution serves it, by the same driver, on forced routes, its log and jobs kept.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -24,6 +25,7 @@ from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
 from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.costs import CostModel
 from moesim.simulator.ledger import RequestTimes
+from moesim.simulator.registry import Axis
 from moesim.traces import RoutingTrace, TraceHeader
 from moesim.traces.assemble import RequestRows, assemble
 
@@ -67,6 +69,8 @@ class Session:
         place: The device.
         make_driver: What serves.
         lengths: Of its requests.
+        kind: Put before its name, where others serve the same model otherwise.
+        policies: What decides; every expert is resident once it was used.
     """
 
     def __init__(
@@ -76,17 +80,21 @@ class Session:
         place: torch.device,
         make_driver: MakeDriver,
         lengths: Lengths,
+        *,
+        kind: str = "",
+        policies: Mapping[Axis, str] = LRU,
     ) -> None:
         self._opened = open_model(
             Source(model, RANDOM, layers=layers, pinned_pool=LEAST_POOL), place
         )
         store = self._opened.store
-        self.name = self._opened.checkpoint.name.removesuffix(" random weights")
+        self.name = kind + self._opened.checkpoint.name.removesuffix(" random weights")
         self.layers = len(store.sizes_L)
         self.experts = store.parts.experts
+        self.top_k = store.parts.top_k
         self.short_experts = min(self.experts, lengths.short * store.parts.top_k)
         self.lengths = lengths
-        self._deciding = Deciding(policies=LRU, budget_bytes=store.total_bytes, system=SYSTEM)
+        self._deciding = Deciding(policies=policies, budget_bytes=store.total_bytes, system=SYSTEM)
         self._make_driver = make_driver
         self._trace = made_routes(self.layers, self.experts, store.parts.top_k, lengths)
         self._last: Times | None = None

@@ -33,7 +33,7 @@ from moesim.simulator.messages import (
 from moesim.simulator.terms import ALL, SECOND_NS
 
 LONGEST_SLEEP_S = 0.05
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 class _Handed(NamedTuple):
@@ -70,13 +70,12 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self.spans = [] if keep_spans else None
         self._store = store
         self._experts = store.parts.experts
-        self._arena_B: Tensor | None = make_arena(budget_bytes, _CPU)
-        self._lent_B = None if self.lent is None else make_arena(self.lent.room_bytes, _CPU)
+        self._arena_B: Tensor | None = make_arena(budget_bytes, CPU)
+        self._lent_B = None if self.lent is None else make_arena(self.lent.room_bytes, CPU)
         self._bell = threading.Event()
-        self._engines = (H2D,) if self.lent is None else (H2D, PEER, PEER_OUT)
+        self._engines: tuple[str, ...] = (H2D,) if self.lent is None else (H2D, PEER, PEER_OUT)
         self._streams = {
-            name: self.stream(name, self.clock_ns, self._bell, self.spans)
-            for name in (*self._engines, "gpu", "cpu", "asks")
+            name: self.new_stream(name) for name in (*self._engines, "gpu", "cpu", "asks")
         }
         self._jobs: dict[int, Job] = {}  # copies and runs that a command may name
         self._copies: dict[int, _Handed] = {}  # not yet reported
@@ -84,6 +83,10 @@ class ThreadsDriver(RealDriver[LayerWork]):
         self._asked = Asks(controller, self._streams["asks"])
         self._layer_jobs: list[tuple[int, Job]] = []
         self._work: LayerWork | None = None
+
+    def new_stream(self, name: str) -> Stream:
+        """Return a resource's stream."""
+        return self.stream(name, self.clock_ns, self._bell, self.spans)
 
     def copy_bytes(self, expert: int, stretch: tuple[int, int], offset_bytes: int) -> None:
         """Move a stretch of one expert's blob into the arena; runs in the copy thread."""

@@ -103,9 +103,12 @@ def train_predictor(
     outcome.write(output, annotate)
     _print(outcome.judged, period, outcome.slots, trace.experts)
     alike = outcome.likeness
+    layers, prompts = (
+        "-" if value is None else f"{value:.2f}" for value in (alike.layers, alike.requests)
+    )
     typer.echo(
-        f"correlation of sorted ids: next layer {alike.layers:.2f}, next prompt "
-        f"{alike.prompts:.2f}, independent {alike.independent:.2f}"
+        f"correlation of sorted ids: next layer {layers}, next prompt {prompts}, "
+        f"independent {alike.independent:.2f}"
     )
     first, held_out = outcome.first, trace.requests - outcome.first
     typer.echo(f"learned from {first} prompts, judged on {held_out}", err=True)

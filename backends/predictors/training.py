@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moesim.backends.predictors.correlation import Correlation, correlation
 from moesim.backends.predictors.files import Predictors, write_predictors
 from moesim.backends.predictors.judging import Judged, judge
 from moesim.backends.predictors.learning import as_rule, train
@@ -16,6 +15,7 @@ from moesim.backends.predictors.signals import told_by, with_uses
 from moesim.backends.predictors.uses import Floats, in_order, prompts_of
 from moesim.simulator.errors import InputError
 from moesim.traces import RoutingTrace, write
+from moesim.traces.correlation import Correlation, correlation
 
 # R requests (prompts), L MoE layers, E experts of a layer.
 
@@ -132,7 +132,7 @@ def train_and_judge(
         first,
         slots,
         _annotated(trace, first, {**told, "perfect": prompts.use_RLE[first:]}),
-        correlation(prompts, plan.seed),
+        correlation(prompts.use_RLE, prompts.top_k, trace.experts),
     )
 
 

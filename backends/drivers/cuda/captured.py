@@ -153,6 +153,17 @@ class Pieces:
         assert self._logits_BV is not None
         return self._logits_BV, self._best.values()
 
+    def release(self) -> None:
+        """Let go of the graphs and of all that they read; nothing is replayed after it.
+
+        What ``run`` closes over includes these pieces: only a collection would find them.
+        """
+        self._graphs.clear()
+        del self._run, self._look, self._experts
+        for kept in (self._works, self._gates, self._chosen, self._looked):
+            kept.clear()
+        self._logits_BV = None
+
     def _found(self, layer: int, until: Until) -> list[list[list[int]]]:
         looked = self._looked[layer]
         looked.expect()

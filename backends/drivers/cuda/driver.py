@@ -5,6 +5,7 @@ waits between the two, so that the host hands a layer over and goes on. Where an
 memory (``lent.py``) there is a stream for copies from it and one for copies to it.
 """
 
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -18,12 +19,12 @@ from moesim.backends.drivers.asks import Asks
 from moesim.backends.drivers.cuda.copies import Copies, take_ended
 from moesim.backends.drivers.cuda.cpu_experts import CpuExperts, leave_cores
 from moesim.backends.drivers.cuda.graphed_experts import kernel_layout
-from moesim.backends.drivers.cuda.lent import lent_vram
+from moesim.backends.drivers.cuda.lent import LentMemory
 from moesim.backends.drivers.cuda.machine import DeviceError, reason, vram
 from moesim.backends.drivers.cuda.products import Products
 from moesim.backends.drivers.cuda.spinning import SpinningDriver
 from moesim.backends.drivers.cuda.streams import GPU, Job, Journal, Mark, Marks
-from moesim.backends.drivers.cuda.transfer import copy_between, copy_to_device
+from moesim.backends.drivers.cuda.transfer import copy_to_device
 from moesim.backends.drivers.streams import Stream, failure_of
 from moesim.backends.experts import LayerWork
 from moesim.backends.means import H2D, PEER, PEER_OUT, Way, named
@@ -73,12 +74,12 @@ class CudaDriver(SpinningDriver):
         self._products: Products | None = Products(store, self._arena_B, self.layout)
         self._marks = Marks()
         self._journal = Journal(self.spans, self.clock_ns, self.timings, self._marks)
-        self._lent_B: Tensor | None = None
-        engines: tuple[str, ...] = (H2D,)
+        self._lent: LentMemory | None = None
+        engines = [H2D]
         if self.lent is not None:
-            lent = self.lent
-            self._lent_B = lent_vram(lent.room_bytes, self.device, lent.place.device)
-            engines = (H2D, PEER, PEER_OUT)
+            lender = self.lent.place.device
+            self._lent = LentMemory(self._arena_B, self.lent.room_bytes, lender)
+            engines += [PEER, PEER_OUT]
         self._engines = {
             name: Copies(name, self._marks, self._journal, self.timings) for name in engines
         }
@@ -125,22 +126,9 @@ class CudaDriver(SpinningDriver):
 
     def place_in_lent(self, expert: int, offset_bytes: int) -> None:
         """Put an expert into another GPU's memory before time zero."""
-        assert self._lent_B is not None
-        blob_B = self._store.blob(expert)
-        room_B = self._lent_B[offset_bytes : offset_bytes + len(blob_B)]
-        self.ask_gpu(lambda: room_B.copy_(blob_B))
-
-    def copy_lent_bytes(self, way: Way, nbytes: int) -> None:
-        """Have an expert moved between the two GPUs, in the stream of its engine."""
-        assert self._arena_B is not None
-        assert self._lent_B is not None
-        ends = self._lent_B, self._arena_B
-        source_B, target_B = ends if way.engine == PEER else ends[::-1]
-        rooms = (source_B, way.source_bytes), (target_B, way.target_bytes)
-        if not all(0 <= begin <= len(room_B) - nbytes for room_B, begin in rooms):
-            raise ProtocolError(f"{way} is outside the memory of one of the GPUs")
-        source, to = (room_B.data_ptr() + begin for room_B, begin in rooms)
-        copy_between(to, source, nbytes, self._engines[way.engine].stream.cuda_stream)
+        lent, blob_B = self._lent, self._store.blob(expert)
+        assert lent is not None
+        self.ask_gpu(lambda: lent.place(blob_B, offset_bytes))
 
     def open_layer(self, work: LayerWork) -> None:
         """Take in what the runs of the coming layer compute on."""
@@ -163,9 +151,9 @@ class CudaDriver(SpinningDriver):
     def start_lent_copy(self, command: Copy, way: Way) -> None:
         """Hand a copy to the stream of copies from another GPU, or to it."""
         begin, end = self.stretch(command.expert, command.part)
-        nbytes = end - begin
-        engine = self._engines[way.engine]
-        self._hand_over(command, engine, nbytes, lambda: self.copy_lent_bytes(way, nbytes))
+        lent, engine, nbytes = self._lent, self._engines[way.engine], end - begin
+        assert lent is not None
+        self._hand_over(command, engine, nbytes, lambda: lent.move(way, nbytes, engine.stream))
 
     def _hand_over(
         self, command: Copy, engine: Copies, nbytes: int, move: Callable[[], None]
@@ -237,7 +225,7 @@ class CudaDriver(SpinningDriver):
         facts: list[Report] = []
         if self._failed or self._cpu_experts or self._asked:
             facts += self._take_failures()
-        if self.lent is not None:
+        if len(self._engines) > 1:
             facts += take_ended(self._engines.values())
         elif self._copies:
             facts += self._copies.take_ended()
@@ -297,14 +285,21 @@ class CudaDriver(SpinningDriver):
             return
         with suppress(RuntimeError):  # where the GPU failed, that was told
             torch.cuda.synchronize(self.device)
+        self.let_go()
+        self._still.close()
+        # What a cycle still holds would go to torch's cache after it was emptied, and the next
+        # small thing that is put there would keep all of it.
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def let_go(self) -> None:
+        """Forget whatever holds memory of the GPU, once all is at rest."""
         self._streams, self._handed = {}, {}
         for engine in self._engines.values():
             engine.abandon()
         self._cpu_experts.abandon()
         self._runs = []
-        self._work = self._products = self._arena_B = self._lent_B = None
-        self._still.close()
-        torch.cuda.empty_cache()
+        self._work = self._products = self._arena_B = self._lent = None
 
     def marks_of(self, numbers: Sequence[int]) -> list[Mark]:
         """Return the events of what was handed over under these numbers."""

@@ -126,11 +126,13 @@ class GraphDriver(CudaDriver):
                     self.timings.experts_busy_ns += busy_ns
                     self.timings.gpu_busy_ns += busy_ns
 
-    def close(self) -> None:
-        """Release graphs and their memory with all else."""
+    def let_go(self) -> None:
+        """Let go of the graphs too; whoever decoded with them may still hold the decoder."""
         self._captured = {}
+        if self._decode is not None:
+            self._decode.release()
         self._decode = None
-        super().close()
+        super().let_go()
 
     def _experts_of(self, rows: int) -> Experts:
         """Return what computes the experts of so many rows."""

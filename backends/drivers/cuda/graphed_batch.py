@@ -82,6 +82,11 @@ class BatchedDecode:
         """Free the slot of a request that has ended."""
         self._slots.close(cache)
 
+    def release(self) -> None:
+        """Let go of all graphs, and of what they read."""
+        for pieces in self.sets.values():
+            pieces.release()
+
     def places(self, caches: Sequence[SlotCache]) -> tuple[int, list[int]]:
         """Return how many rows the smallest set has that holds these, and which are theirs."""
         slots = [cache.slot for cache in caches]

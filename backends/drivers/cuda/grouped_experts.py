@@ -147,5 +147,5 @@ def most_parts(layout: ExpertLayout) -> int:
 
 def rows_bytes(layout: ExpertLayout, rows: int) -> int:
     """Return the VRAM that so many rows of a layer take."""
-    size = 4 * layout.pieces * layout.width + layout.format.codes.itemsize * layout.intermediate
-    return rows * size
+    activation = max(2, layout.format.codes.itemsize) * layout.intermediate  # of 16 bits at least
+    return rows * (4 * layout.pieces * layout.width + activation)

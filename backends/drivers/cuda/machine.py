@@ -1,5 +1,8 @@
 """The GPU at hand, its memory, and its errors in one line."""
 
+import gc
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -36,10 +39,13 @@ def vram(
     Raises:
         OutOfMemoryError: They are not there; nothing was taken.
     """
+    with suppress(torch.OutOfMemoryError):
+        return make_arena(nbytes, device)
+    gc.collect()  # what was let go and is in a cycle torch cannot give back
+    torch.cuda.empty_cache()
     try:
         return make_arena(nbytes, device)
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         raise OutOfMemoryError(
             f"{format_bytes(nbytes)} of VRAM for experts, {format_bytes(free)} are free; "

@@ -73,6 +73,12 @@ class Products:
         else:
             work.take(expert, rows_SD)
 
+    def rows(self, work: LayerWork) -> Tensor:
+        """Return a row for each choice of the layer, of experts that are whole."""
+        if self._grouped is not None and self._grouped.has(work):
+            return self._grouped.rows_PSD[0]
+        return work.rows_PSD[0]
+
     def merge(self, work: LayerWork) -> Tensor:
         """Return the layer's result."""
         if self._grouped is not None and self._grouped.has(work):

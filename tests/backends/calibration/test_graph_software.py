@@ -19,6 +19,7 @@ from moesim.backends.calibration.rates import PRODUCT, READ, Rates, alone, besid
 from moesim.backends.calibration.run import SAMPLE
 from moesim.backends.calibration.scale import CUDA
 from moesim.backends.calibration.sheet import Provenance, Sheet
+from moesim.backends.calibration.token_fit import unfinished
 from moesim.backends.calibration.whole_tokens import Lengths, Session
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.hardware_profiles import load as load_machine
@@ -193,7 +194,7 @@ def test_whole_tokens_complete_the_runtime_and_check_it(software: Any) -> None:
     first = new_sheet(samples)
     parts = software.sections(first) | OTHERS | decisions("3us")
     true = Rest(20_000, 90_000, 300_000, 9_000)
-    tree = graphs._named(true.put(parts, ("dense", "dense")), first.sources | {"made": ESTIMATE})
+    tree = unfinished(true.put(parts, ("dense", "dense")), first.sources | {"made": ESTIMATE})
     runtime = validated(tree, RuntimeProfile, "true")
     for each in (software._few, software._many, *software._others):
         took = each.explained(load_machine("h100-sxm"), runtime)

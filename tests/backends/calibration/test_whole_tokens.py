@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from moesim.backends.calibration import eager
+from moesim.backends.calibration.eager import EagerSoftware
 from moesim.backends.calibration.leftover import SYSTEM, Rest, Times, rest_of
+from moesim.backends.calibration.sampling import Probe
+from moesim.backends.calibration.sheet import Provenance, Sheet
 from moesim.backends.calibration.whole_tokens import Lengths, Session, made_routes, times_of
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.hardware_profiles.round_numbers import round_machine, round_runtime
@@ -108,3 +112,64 @@ def test_prompts_use_every_expert_alike() -> None:
     assert [[2] * 8 for _ in range(3)] == counts
     decode_TLK = np.asarray(trace.expert_TLK)[~np.asarray(trace.is_prefill_T, dtype=bool)]
     assert all(len(set(row.tolist())) == 2 for row in decode_TLK.reshape(-1, 2))
+
+
+class Base:
+    """Software of which everything but whole tokens was measured; it costs nothing."""
+
+    words = "nothing"
+
+    def kernel(self) -> None:
+        """Do nothing."""
+
+    def probes(self) -> list[Probe]:
+        """Return one probe."""
+        return [Probe("host event", lambda: 1_000.0)]
+
+    def gpu(self, _sheet: Sheet) -> dict[str, Any]:
+        """Return what the base says."""
+        return {"of": "the base"}
+
+    def sections(self, _sheet: Sheet) -> dict[str, Any]:
+        """Return the sections of a runtime of round numbers."""
+        figures: dict[str, Any] = {
+            "launch": {name: ["0us", "made"] for name in ("layer", "run", "per_expert", "event")},
+            "wait": {"poll": ["0us", "made"]},
+        }
+        return figures
+
+    def cold_ns(self, _sheet: Sheet) -> float:
+        """Return nothing."""
+        return 0.0
+
+    def complete(self, *_: object) -> None:
+        """Is not asked."""
+        raise AssertionError
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+def test_eager_tokens_tell_what_a_run_costs_the_host(
+    small_olmoe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch for each expert instead of one a layer takes as much longer as launches cost."""
+    models: list[tuple[str, int | None]] = [(str(small_olmoe), 2), (str(small_olmoe), None)]
+    base: Any = Base()
+    software = EagerSoftware(base, models, torch.device("cpu"), ThreadsDriver, LENGTHS)
+    names = [probe.name for probe in software.probes()]
+    assert len(names) == len(set(names)) == 1 + 3 * 3
+    samples = {name: [50_000.0] for name in names}
+    samples["host event"] = [1_000.0]
+    together, alone = (session.names()[0] for session in (software._many, software._alone))
+    layers, top_k = software._many.layers, software._many.top_k
+    samples[alone] = [samples[together][0] + layers * (top_k - 1) * 31_000]
+    filled: list[Any] = []
+    monkeypatch.setattr(eager, "fit_tokens", lambda *given: filled.append(given))
+    sheet = Sheet(samples, Provenance("a test", "today", "none"))
+    runtime = software.sections(sheet)
+    software.complete({}, runtime, sheet)
+    assert runtime["launch"]["run"] == ["30.000us", "eager-run"]
+    assert runtime["launch"]["per_expert"] == ["0.000us", "eager-run"]
+    assert filled == [({}, runtime, sheet, (software._few, software._many), [])]
+    software.close()

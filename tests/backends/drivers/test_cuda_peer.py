@@ -139,8 +139,9 @@ def test_bytes_go_there_and_back(model_and_store: tuple[Any, Any]) -> None:
         for place, expert in ((here[2], 7), (here[8], 4)):
             begin = place.offset_bytes
             assert torch.equal(driver._arena_B[begin : begin + size].cpu(), store.blob(expert))
-        assert torch.equal(driver._lent_B[9 * size :].cpu(), store.blob(4))
-        assert driver._lent_B.device == torch.device("cuda", 1)
+        lent_B = driver._lent.arena_B
+        assert torch.equal(lent_B[9 * size :].cpu(), store.blob(4))
+        assert lent_B.device == torch.device("cuda", 1)
 
 
 def test_more_than_it_has_is_not_lent() -> None:

@@ -19,7 +19,7 @@ VRAM = Place(Tier.VRAM, 0, 0, 0, 0)
 
 def test_the_threads_driver_passes_the_check() -> None:
     """The driver that ships does what every backend has to."""
-    check_backend(ThreadsDriver, torch.device("cpu"))
+    check_backend(ThreadsDriver, torch.device("cpu"), has_lender=True)
 
 
 def test_a_driver_that_copies_another_expert_is_caught() -> None:

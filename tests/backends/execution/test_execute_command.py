@@ -88,6 +88,18 @@ def test_another_gpu_lends_memory(weights: str, prompts: Path) -> None:
     assert "from the other GPU " in run(*common, *lent)
 
 
+def test_experts_live_on_two_gpus(weights: str, prompts: Path) -> None:
+    """The text stays, and the row says how many there are and what went between them."""
+    pytest.importorskip("torch", reason="it runs a real model")
+    common = (weights, "--prompts", prompts, "--new-tokens", 5, "--ignore-eos", "--slots", 96)
+    alone = json.loads(run(*common, "--json", "-"))
+    both = json.loads(run(*common, "--gpus", 2, "--json", "-"))
+    assert both["texts"] == alone["texts"]
+    assert (alone["gpus"], alone["placement"], alone["bytes_exchanged"]) == (1, "", 0)
+    assert (both["gpus"], both["placement"]) == (2, "round_robin")
+    assert both["bytes_exchanged"] > 0
+
+
 def test_prompts_are_served_together(weights: str, prompts: Path, tmp_path: Path) -> None:
     """A batch prints the text of one after another in fewer steps, cut prompts in a few more."""
     pytest.importorskip("torch", reason="it runs a real model")
@@ -164,6 +176,10 @@ def test_routes_arrive_as_in_a_replay(weights: str, prompts: Path, tmp_path: Pat
         (("--vram", "1MiB"), InputError, "hold no experts"),
         (("--slots", "5", "--vram", "1GiB"), InputError, "give one of --vram"),
         (("--schedule", "cheaper"), InputError, "--hardware"),
+        (("--peer-policy", "lru"), InputError, "no GPU lends VRAM; give --peer-cache"),
+        (("--peer-cache", "much"), InputError, "--peer-cache much: "),
+        (("--gpus", "2", "--placement", "nowhere"), UnknownNameError, "by_coactivation"),
+        (("--gpus", "2", "--backend", "cuda"), InputError, "graphs is on one GPU; take --backend"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moesim.backends.predictors.correlation import correlation
 from moesim.backends.predictors.rules import perfect, perfect_for
 from moesim.backends.predictors.signals import told_by, with_uses
 from moesim.backends.predictors.uses import Prompts, in_order, prompts_of, served
 from moesim.simulator.engines.counts import count
 from moesim.simulator.testing import small_run
 from moesim.traces import RoutingTrace, load
+from moesim.traces.correlation import correlation
 
 SLOTS = 13
 """Of 32 experts of a layer: 40 %."""
@@ -99,6 +99,6 @@ def test_a_replay_serves_what_is_counted(recorded: RoutingTrace) -> None:
 
 def test_independent_sets_of_sorted_ids_correlate(prompts: Prompts) -> None:
     """What the paper calls a correlation of 0.5 is near what chance gives sorted ids."""
-    found = correlation(prompts, 0)
-    assert found.independent > 0.4
-    assert found.prompts > found.independent
+    found = correlation(prompts.use_RLE, prompts.top_k, prompts.use_RLE.shape[2])
+    assert found.requests is not None
+    assert found.requests > found.independent > 0.4
