@@ -11,6 +11,7 @@ other.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -181,7 +182,7 @@ def _set_up(options: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
 
 
 def _command(words: Sequence[str]) -> str:
-    return " ".join(["python -m moesim.validation.accuracy", *map(without_folder, words)])
+    return f"python -m moesim.validation.accuracy {shlex.join(map(without_folder, words))}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ Row = Mapping[str, Any]
 PERIODS_IN = (7.2, 4.2)
 MEMORY_IN = (11.0, 4.6)
 COLOURS = (BLUE, AMBER, GREEN, RED, PURPLE, GREY)
-MARKERS = "os^v"
+MARKERS, LINES = "os^v", ("-", "--", ":", "-.")
+NOTED = {"cache-prior": "cache-prior (leaves prompts alone)"}
+"""Arms whose loss over a whole text says less than it seems."""
 PERPLEXITIES = (3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
 SMALL = 8
 
@@ -85,7 +87,8 @@ def _memory(figure: "Figure", /, *, rows: Sequence[Row], theme: Mapping[str, str
             "markersize": 5,
             "capsize": 3,
             "linewidth": 1.2,
-            "label": name,
+            "linestyle": LINES[at // len(COLOURS) % len(LINES)],
+            "label": NOTED.get(name, name),
         }
         for axes, figure_name, scale in ((ours, "perplexity", 1), (agreed, "agreement", 100)):
             means = [scale * row[figure_name] for row in placed]

@@ -32,9 +32,10 @@ class Check(Strict):
         commit: Of the code that was checked.
         first: The first decision in which a replay of the routes just served differs, where the
             system is timing-free; else the first that a fresh controller fed the facts differs in.
+        fault: What went wrong where the check could not be carried through; the rest says nothing.
     """
 
-    LATER = frozenset({"commit"})
+    LATER = frozenset({"commit", "fault"})
 
     system: str
     timing_free: bool
@@ -44,10 +45,28 @@ class Check(Strict):
     lossless_on_gpu: bool
     same_text: bool
     commit: str | None = None
+    fault: str | None = None
+
+    @classmethod
+    def broken(cls, system: str, fault: str, *, timing_free: bool, commit: str) -> "Check":
+        """Return the check of a system in which something went wrong."""
+        return cls(
+            system=system,
+            timing_free=timing_free,
+            decisions=0,
+            first=None,
+            largest_logit_difference=0.0,
+            lossless_on_gpu=False,
+            same_text=False,
+            commit=commit,
+            fault=fault,
+        )
 
     @property
     def passed(self) -> bool:
         """Whether decisions, text and, where no expert ran on the CPU, every logit are equal."""
+        if self.fault is not None:
+            return False
         equal = self.largest_logit_difference == 0 or not self.lossless_on_gpu
         return self.first is None and self.same_text and equal
 
@@ -63,6 +82,7 @@ class Calibration(Strict):
     """What figures were made from: the machine, its anchors then, the traces fitted on by hash.
 
     Attributes:
+        anchors_ns: None of them yet where the systems had not been checked.
         decisions_ns: Base, per expert and per command of systems without a row in the profile.
         asks_ns: How long what they ask for takes, by system.
     """

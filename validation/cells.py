@@ -38,7 +38,8 @@ def choose_system(text: str) -> Choice:
         raise InputError(f"--system {text}: give a system, or cache+prefetch+schedule")
     cache, prefetch, schedule = [*parts, None, None][: len(registry.AXES)]
     known = {*systems.names(), *registry.names("cache")}
-    if cache is not None and cache.partition(":")[0] not in known and ".py" not in cache:
+    name = "" if cache is None else cache.partition("/")[0].partition(":")[0]
+    if cache is not None and name not in known and ".py" not in cache:
         raise UnknownNameError("system or cache policy", cache, known)
     chosen = choose_policies(None, None, cache, prefetch, schedule, ())
     return Choice(chosen.policies, chosen.runtime, text)

@@ -3,7 +3,7 @@
 import typer
 
 from moesim.backends.needing_torch import needing_torch
-from moesim.backends.options import Layers, PinnedPool, Weights
+from moesim.backends.options import ExpertFormat, Layers, PinnedPool, Weights
 from moesim.simulator.commands.options import Dark
 from moesim.validation.options import (
     Arrivals,
@@ -47,6 +47,7 @@ def validate(
     model: ModelName = None,
     weights: Weights = "checkpoint",
     layers: Layers = None,
+    expert_format: ExpertFormat = None,
     pinned_pool: PinnedPool = None,
     trace: Trace = None,
     profile_trace: ProfileTrace = None,
@@ -91,7 +92,9 @@ def validate(
 
     wishes = Wishes(
         backend=backend,
-        source=None if model is None else Source(model, weights, layers, pinned_pool),
+        source=None
+        if model is None
+        else Source(model, weights, layers, pinned_pool, expert_format),
         trace=trace,
         system=system,
         slots=slots,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from moesim.backends import reference
+from moesim.backends.calibration.fingerprint import host
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.loading import Checkpoint
 from moesim.backends.opening import open_model
@@ -101,12 +102,14 @@ class CpuRig:
     def fingerprint(self) -> dict[str, str]:
         """Return architecture and cores; the CPU's name says nothing these times rest on."""
         cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} a product"
-        return {
+        found = {
             "gpu": "none",
             "driver": "threads",
             "cpu": f"{platform.machine()}, {cores}",
             "pcie": "none",
         }
+        which = host(self.device)
+        return found if which is None else {**found, "host": which}
 
     def cores(self) -> dict[str, str]:
         """Return how many threads a product has; no core is anybody's own."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from moesim.backends import reference
 from moesim.backends.calibration import run as calibration
 from moesim.backends.calibration.cuda_bench import CudaBench
+from moesim.backends.calibration.eager import HF_EAGER
 from moesim.backends.calibration.fingerprint import assigned_cores, cpu_expert_cores, fingerprint
 from moesim.backends.controllers import Deciding
 from moesim.backends.drivers.cuda.driver import CudaDriver
@@ -27,7 +28,6 @@ from moesim.backends.execution import MakeDriver
 from moesim.backends.opening import open_model
 from moesim.backends.sources import Source
 from moesim.simulator.commands.policies import DEFAULTS as LRU
-from moesim.simulator.errors import CapabilityError
 from moesim.traces import RoutingTrace, load, samples
 from moesim.validation.anchoring import COPY, COPY_BYTES, SAMPLES, host_loop, median_ns, versions_of
 from moesim.validation.own_routes import NEW_TOKENS, prompts_of
@@ -36,6 +36,8 @@ from moesim.validation.subject import Subject
 from moesim.validation.wishes import Wishes
 
 DRIVERS: Mapping[str, MakeDriver] = {"cuda": GraphDriver, "cuda-eager": CudaDriver}
+MODES = {"cuda": None, "cuda-eager": HF_EAGER}
+"""Which software each calibrates."""
 CALIBRATION_S = 150.0
 CALIBRATION_SHARE = 0.2
 """Of the minutes that a validation has, for samples; making the models they are taken on adds to
@@ -102,16 +104,12 @@ class CudaRig:
     ) -> Trees:
         """Calibrate, as ``moesim calibrate`` does, and give all memory back."""
         del subject, fitted
-        if self._backend != "cuda":
-            raise CapabilityError(
-                f"--backend {self._backend}: a calibration measures the runtime with graphs; give "
-                "--hardware FILE --runtime hf-eager"
-            )
         found = calibration.calibrate(
             CudaBench(),
             name=self.figures[0],
             seconds=min(CALIBRATION_S, CALIBRATION_SHARE * 60 * (minutes or inf)),
-            command="moesim validate --backend cuda",
+            command=f"moesim validate --backend {self._backend}",
+            mode=MODES[self._backend],
         )
         gc.collect()
         _cuda.empty_cache()

@@ -248,7 +248,10 @@ class Provenance(Strict):
 
     Attributes:
         resident_ms: A token's time there with every expert in VRAM; None where they do not fit.
+        resident_predicted_ms: What the figures of the cells say of it.
     """
+
+    LATER = frozenset({"resident_predicted_ms"})
 
     machine: dict[str, str]
     versions: dict[str, str]
@@ -259,6 +262,7 @@ class Provenance(Strict):
     began_at: str
     ended_at: str
     resident_ms: float | None = None
+    resident_predicted_ms: float | None = None
 
 
 class Judgement(Strict):

@@ -7,19 +7,18 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
+from moesim.validation.anchoring import Anchors
 from moesim.validation.beside import Partial
 from moesim.validation.bursts import hit, settle
 from moesim.validation.compare import compare_decisions, one_token, outcome_of
 from moesim.validation.evidence import Cell, Execution, Job, Replaced
 from moesim.validation.evidence_files import PARTIAL_SUFFIX, hash_of, read, to_text, write
 from moesim.validation.machine import Machine
-from moesim.validation.physical import floor_ms
+from moesim.validation.physical import fastest, floor_ms
 from moesim.validation.predict import Replayed, token_shown
-from moesim.validation.statistics import relative_error
 
-MOVED = 0.03
-"""An execution during which an anchor moved by more than this is repeated."""
 MOST_ATTEMPTS = 3
+"""Of an execution during which an anchor moved by more than it may."""
 UNEVEN = "cpu"
 """A backend whose copies are those of a shared CPU: uneven always, so that nothing is repeated."""
 
@@ -82,11 +81,11 @@ def told(it: UnderWay, one: Execution) -> str:
 def repeat_hit(
     machine: Machine,
     it: UnderWay,
-    before: dict[str, int],
+    anchors: Anchors,
     until_s: float | None,
     to_do: int,
     say: Say,
-) -> dict[str, int]:
+) -> None:
     """Execute once more whoever was hit by a burst of long copies; see ``bursts.py``."""
     again = {}
     for number in [] if it.cell.backend == UNEVEN else hit(it.executions):
@@ -94,17 +93,16 @@ def repeat_hit(
         if until_s is not None and began_s + (to_do + 1) * it.seconds > until_s:
             say(f"{it.cell.budget} {it.cell.system}: {number + 1} was hit by a burst, no time left")
             break
-        again[number], before = execute(machine, it, before, until_s, to_do)
+        again[number] = execute(machine, it, anchors, until_s, to_do)
         say(f"{told(it, again[number])}, {number + 1} once more: a burst of long copies")
     counted, replaced = settle(it.executions, again)
     it.executions, it.replaced = [*counted], replaced
-    return before
 
 
 def execute(
-    machine: Machine, it: UnderWay, before: dict[str, int], until_s: float | None, to_do: int
-) -> tuple[Execution, dict[str, int]]:
-    """Execute, again if an anchor moved meanwhile; return also the anchors after it.
+    machine: Machine, it: UnderWay, anchors: Anchors, until_s: float | None, to_do: int
+) -> Execution:
+    """Execute, again if an anchor moved meanwhile.
 
     There is time to repeat if what the group has to do ends in time, at this one's pace.
     """
@@ -112,16 +110,15 @@ def execute(
     attempt = 0
     while True:
         attempt += 1
-        began_s = monotonic()
+        began_s, before = monotonic(), anchors.last_ns
         done = machine.execute(cell)
         after = machine.anchors()
-        is_still = all(abs(relative_error(after[n], before[n])) <= MOVED for n in before)
+        is_still = anchors.take(after)
         now_s = monotonic()
         it.seconds = now_s - began_s
         is_late = until_s is not None and now_s + to_do * it.seconds > until_s
         if is_still or is_late or attempt == MOST_ATTEMPTS:
             break
-        before = after
     spans = done.spans or []
     lengths = cell.warm_tokens, cell.tokens
     arrived = machine.terms is not None
@@ -129,7 +126,7 @@ def execute(
     if outcome.times.mean_tpot < it.fastest:  # the one that least came between
         it.fastest = outcome.times.mean_tpot
         it.timeline = one_token(done.timings, spans, token_shown(cell), machine.trace.experts)
-    execution = Execution(
+    return Execution(
         outcome=outcome,
         decisions=compare_decisions(it.replayed.log, done.log, exact=prediction.cell.timing_free),
         attempts=attempt,
@@ -137,9 +134,8 @@ def execute(
         anchors_after_ns=after,
         floor_ms=None
         if cell.batching
-        else floor_ms(done, machine.costs, machine.trace.experts, after, lengths),
+        else floor_ms(done, machine.costs, machine.trace.experts, fastest(before, after), lengths),
     )
-    return execution, after
 
 
 def now() -> str:

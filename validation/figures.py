@@ -32,7 +32,8 @@ class Figures:
     Attributes:
         profiles: Machine and runtime.
         fit_traces: Hashes of what they were fitted on.
-        before: What the folder says of its calibration; None where it had none.
+        before: What the folder says of its calibration; None where profiles were named and it had
+            none.
         is_of_here: Whether they were measured on this machine.
     """
 
@@ -77,20 +78,21 @@ def take_figures(
     """
     path = folder / CALIBRATION
     before = read(path, Calibration) if path.exists() else None
-    if before is not None and before.fingerprint != rig.fingerprint():
+    here = rig.fingerprint()
+    if before is not None and before.fingerprint != here:
         raise InputError(
-            f"{path}: was made on another machine ({before.fingerprint['cpu']}); a calibration "
-            "holds for its own, write to an empty folder"
+            f"{path}: was made on {_elsewhere(before.fingerprint, here)}; a calibration holds for "
+            "its own, write to an empty folder"
         )
     if wishes.hardware is not None and wishes.runtime is not None:
         profiles = load_hardware(wishes.hardware), load_runtime(wishes.runtime)
         made_on = profiles[0].fingerprint
         fit_traces = () if made_on is None else (fitted.content_hash(),)
-        is_of_here = made_on is not None and made_on.model_dump() == rig.fingerprint()
+        is_of_here = made_on is not None and made_on.model_dump() == here
         if made_on is not None and not is_of_here:
             say(
-                f"{wishes.hardware} was measured on another machine ({made_on.gpu}, {made_on.cpu}):"
-                " what follows is a claim about carrying figures over"
+                f"{wishes.hardware} was measured on {_elsewhere(made_on.model_dump(), here)}: what "
+                "follows is a claim about carrying figures over"
             )
     elif before is not None:
         say("going on with the figures of the folder")
@@ -107,9 +109,18 @@ def take_figures(
         )
         fit_traces = (fitted.content_hash(),)
         write_profiles(folder, trees)
+        before = Calibration(fingerprint=here, anchors_ns={}, fit_traces=fit_traces)
+        write(path, before)
         is_of_here = True
         say("figures of this machine: taken")
     return Figures(profiles, fit_traces, before, is_of_here=is_of_here)
+
+
+def _elsewhere(made_on: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """Return in words which other machine figures are of; one of the same parts is another, too."""
+    if {**made_on, "host": ""} == {**here, "host": ""}:
+        return "another host of the same parts, or before this one was started again"
+    return f"another machine ({made_on['gpu']}, {made_on['cpu']})"
 
 
 def with_decisions(
@@ -139,15 +150,17 @@ def keep_calibration(
 ) -> Calibration:
     """Return what figures were made from, with the anchors as they are now; the folder keeps it.
 
-    Where the folder had a calibration, its anchors stay.
+    Where the folder had a calibration with anchors, they stay.
     """
     found = figures.before or Calibration(
-        fingerprint=rig.fingerprint(),
-        anchors_ns=rig.anchors(subject),
-        fit_traces=figures.fit_traces,
+        fingerprint=rig.fingerprint(), anchors_ns={}, fit_traces=figures.fit_traces
     )
     found = found.model_copy(
-        update={"decisions_ns": decided.rows_ns or None, "asks_ns": decided.asks_ns or None}
+        update={
+            "anchors_ns": found.anchors_ns or rig.anchors(subject),
+            "decisions_ns": decided.rows_ns or None,
+            "asks_ns": decided.asks_ns or None,
+        }
     )
     write(folder / CALIBRATION, found)
     return found

@@ -91,7 +91,7 @@ def load_of(
     """
     batch, _ = setting.batching
     if setting.arrivals is not None:
-        numbers = not_fitted(trace, fitted)
+        numbers = [*not_fitted(trace, fitted)]
         if not numbers:
             raise InputError("every request of the trace was fitted on; give another trace")
         unseen = trace.select_requests(numbers)

@@ -9,7 +9,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from moesim.backends.controllers import LIVE_SIGNALS, Deciding
+from moesim.backends.drivers.cuda.machine import DeviceError, reason
 from moesim.backends.execution import Execution, Log
 from moesim.backends.forcing import TOKENS
 from moesim.backends.models import Model
@@ -19,17 +22,20 @@ from moesim.simulator.commands.policies import Choice
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
 from moesim.simulator.engines.counts import count
+from moesim.simulator.errors import MoesimError, OutOfMemoryError
 from moesim.simulator.run_spec import GRANTS
 from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace
 from moesim.validation.beside import Check, Checks
 from moesim.validation.deciding import Decided
 from moesim.validation.evidence_files import CHECKS, read_checks, write
-from moesim.validation.provenance import is_commit
+from moesim.validation.provenance import UNKNOWN, is_commit
 from moesim.validation.subject import Logits, Subject
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2, 24, 12
 BUDGET = "25%"
+OF_ALL = (OutOfMemoryError, torch.OutOfMemoryError, MemoryError, DeviceError)
+"""What ends a session: nobody else would run on this machine either."""
 
 
 def prompts_of(trace: RoutingTrace, model: Model) -> list[list[int]]:
@@ -62,14 +68,18 @@ class Trying(NamedTuple):
     costs: CostModel
     tested: RoutingTrace
     fitted: RoutingTrace
-    profile: RoutingTrace | None
-    commit: str
-    charged: Collection[str] | None
+    profile: RoutingTrace | None = None
+    commit: str = UNKNOWN
+    charged: Collection[str] | None = None
 
     def knows(self, check: Check) -> bool:
         """Return whether a system was checked before, as the code is now, and need not be again."""
         is_this_code = check.commit == self.commit and is_commit(self.commit)
-        return is_this_code and (self.charged is None or check.system in self.charged)
+        return (
+            is_this_code
+            and check.fault is None
+            and (self.charged is None or check.system in self.charged)
+        )
 
     def on_own_routes(self, deciding: Deciding) -> tuple[Check | None, Decided]:
         """Let a system generate; there is no check where nothing can hold every expert."""
@@ -95,7 +105,8 @@ def try_systems(
 ) -> tuple[tuple[Check, ...], dict[str, Decided]]:
     """Check the systems that can be checked; return what the folder then knows of those asked for.
 
-    Beside it stands what the decisions took of those that ran.
+    Beside it stands what the decisions took of those that ran. Where something goes wrong with one
+    system its check has failed, and the others go on.
 
     Args:
         trying: What they are tried on.
@@ -104,7 +115,8 @@ def try_systems(
         say: Told what happens.
 
     Raises:
-        MoesimError: An execution failed.
+        OutOfMemoryError: Memory does not do for it.
+        DeviceError: The GPU failed.
     """
     known = {check.system: check for check in read_checks(folder)}
     executed: dict[str, Decided] = {}
@@ -122,24 +134,41 @@ def try_systems(
             costs=trying.costs,
             profile_trace=trying.profile,
         )
-        unknown = _unknown(deciding)
-        if unknown:
-            what = ", ".join(unknown)
-            say(f"{choice.system}: own routes not checked, an execution cannot tell {what}")
-        check, decided = (
-            (None, trying.on_routes_of_a_trace(deciding))
-            if unknown or not trying.subject.prompts
-            else trying.on_own_routes(deciding)
-        )
+        known.pop(choice.system, None)
+        check, decided = _try(trying, deciding, say)
         if decided is not None:
             executed[choice.system] = decided
         if check is not None:
             known[check.system] = check
-            passed = "passed" if check.passed else "FAILED"
-            say(f"{choice.system}: own routes, {check.decisions} decisions, {passed}")
-    if known:
-        write(folder / CHECKS, Checks(checks=tuple(known.values())))
+            how = "passed" if check.passed else "FAILED"
+            what = check.fault or f"{check.decisions} decisions"
+            say(f"{choice.system}: own routes, {what}, {how}")
+        if known or (folder / CHECKS).exists():
+            write(folder / CHECKS, Checks(checks=tuple(known.values())))
     return tuple(known[choice.system] for choice in choices if choice.system in known), executed
+
+
+def _try(
+    trying: Trying, deciding: Deciding, say: Callable[[str], None]
+) -> tuple[Check | None, Decided | None]:
+    unknown = _unknown(deciding)
+    if unknown:
+        what = ", ".join(unknown)
+        say(f"{deciding.system}: own routes not checked, an execution cannot tell {what}")
+    try:
+        if unknown or not trying.subject.prompts:
+            return None, trying.on_routes_of_a_trace(deciding)
+        return trying.on_own_routes(deciding)
+    except OF_ALL:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever it is, it is this system's
+        kind = "" if isinstance(error, MoesimError) else f"{type(error).__name__}: "
+        return Check.broken(
+            deciding.system,
+            f"{kind}{reason(error)}",
+            timing_free=deciding.timing_free,
+            commit=trying.commit,
+        ), None
 
 
 def check_system(subject: Subject, resident: Logits, deciding: Deciding) -> tuple[Check, Decided]:

@@ -1,8 +1,9 @@
 """What a token must take, whoever decides: the bytes that this execution moved, and what waits.
 
-The floor of a token is its bytes at the bandwidth of copies measured right beside the execution,
-plus attention and router of every layer, the head, and one expert of each layer that waited for a
-copy: a demand is known once the router has ended, so none of that runs beside copies. Where
+The floor of a token is its bytes at the bandwidth of copies measured right beside the execution
+(before or after it, whichever was faster: a floor is what the machine can do, not what a burst let
+it do), plus attention and router of every layer, the head, and one expert of each layer that waited
+for a copy: a demand is known once the router has ended, so none of that runs beside copies. Where
 experts are prefetched, copies and kernels may run side by side; the longer of the two is the floor.
 """
 
@@ -15,6 +16,11 @@ from moesim.simulator.messages import Copy
 from moesim.simulator.terms import ALL, Cause
 from moesim.validation.anchoring import COPY, COPY_BYTES
 from moesim.validation.machine import Executed
+
+
+def fastest(before_ns: Mapping[str, int], after_ns: Mapping[str, int]) -> dict[str, int]:
+    """Return the shorter time of each anchor."""
+    return {name: min(before_ns[name], after_ns[name]) for name in before_ns}
 
 
 def floor_ms(

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 from moesim.simulator.errors import InputError
+from moesim.validation.anchoring import Anchors
 from moesim.validation.evidence import Cell, Evidence, Prediction, Provenance
 from moesim.validation.evidence_files import (
     PARTIAL_SUFFIX,
@@ -39,6 +40,7 @@ class Origin:
     command: str
     commit: str
     resident_ms: float | None = None
+    resident_predicted_ms: float | None = None
 
 
 def group_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -85,6 +87,7 @@ def run_cells(
     origin: Origin,
     *,
     anchors_ns: dict[str, int],
+    anchors: Anchors | None = None,
     pace: Pace | None = None,
     say: Say = lambda _line: None,
 ) -> list[Evidence]:
@@ -96,6 +99,7 @@ def run_cells(
         folder: Where evidence goes; it exists.
         origin: Who made it.
         anchors_ns: The anchors as they were at calibration.
+        anchors: How they were in this session so far.
         pace: Begin no group that would not end in time, but for the first, and repeat nothing
             because of an anchor unless the group still ends in time.
         say: Told what happens, a line at a time.
@@ -104,7 +108,7 @@ def run_cells(
         InputError: A file in the folder contradicts what would be written.
     """
     found: list[Evidence] = []
-    pace = pace or Pace()
+    anchors, pace = anchors or Anchors(), pace or Pace()
     for group in group_cells(cells):
         missing = []
         for cell in group:
@@ -121,7 +125,9 @@ def run_cells(
             say(f"{group[0].budget}: left for another time, {max(0.0, left_s) / 60:.1f} min remain")
             continue
         group_began_s = monotonic()
-        found += _run_group(machine, missing, folder, origin, anchors_ns, pace.until_s, say)
+        found += _run_group(
+            machine, missing, folder, origin, anchors, anchors_ns, pace.until_s, say
+        )
         pace.cell_s = max(pace.cell_s, (monotonic() - group_began_s) / len(missing))
     return found
 
@@ -146,6 +152,7 @@ def _run_group(
     cells: Sequence[Cell],
     folder: Path,
     origin: Origin,
+    anchors: Anchors,
     anchors_ns: dict[str, int],
     until_s: float | None,
     say: Say,
@@ -156,7 +163,7 @@ def _run_group(
         write_prediction(folder, replayed.prediction)
         under_way.append(resume(folder, UnderWay(cell, replayed, now())))
     found = []
-    before = machine.anchors()
+    anchors.take(machine.anchors())
     to_do = sum(it.cell.repeats - len(it.executions) for it in under_way)
     for lot in machine.take_turns(cells):
         taking = [it for it in under_way if it.cell in lot]
@@ -165,13 +172,13 @@ def _run_group(
                 continue
             if turn >= len(it.executions):
                 it.began_at = it.began_at or now()
-                one, before = execute(machine, it, before, until_s, to_do)
+                one = execute(machine, it, anchors, until_s, to_do)
                 to_do -= 1
                 it.executions.append(one)
                 keep(folder, it)
                 say(f"{told(it, one)}, {turn + 1} of {it.cell.repeats}")
             if turn == it.cell.repeats - 1:
-                before = repeat_hit(machine, it, before, until_s, to_do, say)
+                repeat_hit(machine, it, anchors, until_s, to_do, say)
                 found.append(_close(machine, it, folder, origin, anchors_ns))
     return found
 
@@ -195,6 +202,7 @@ def _close(
             began_at=it.began_at,
             ended_at=now(),
             resident_ms=origin.resident_ms,
+            resident_predicted_ms=origin.resident_predicted_ms,
         ),
         judged=judge(prediction, it.executions, anchors_ns),
         replaced=it.replaced or None,

@@ -1,5 +1,6 @@
 """The recorded routes a model may be tested on: of its topology, and none that was fitted on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from moesim.simulator.errors import InputError
@@ -36,14 +37,12 @@ def held_out(
     return taken
 
 
-def not_fitted(trace: RoutingTrace, fitted: RoutingTrace) -> list[int]:
-    """Return which requests of a trace are none of those that were fitted on."""
+def not_fitted(trace: RoutingTrace, fitted: RoutingTrace) -> Iterator[int]:
+    """Yield which requests of a trace are none of those that were fitted on, as they are read."""
     seen = {fitted.select_requests([n]).expert_TLK[:].tobytes() for n in range(fitted.requests)}
-    return [
-        number
-        for number in range(trace.requests)
-        if trace.select_requests([number]).expert_TLK[:].tobytes() not in seen
-    ]
+    for number in range(trace.requests):
+        if trace.select_requests([number]).expert_TLK[:].tobytes() not in seen:
+            yield number
 
 
 def check_topology(ours: tuple[int, int, int], name: str, trace: RoutingTrace, path: Path) -> None:

@@ -20,6 +20,8 @@ from moesim.simulator.commands.policies import Choice
 from moesim.simulator.costs import CostModel
 from moesim.simulator.errors import MoesimError
 from moesim.traces import RoutingTrace, load, samples
+from moesim.validation.all_resident import AllResident
+from moesim.validation.anchoring import Anchors
 from moesim.validation.beside import Check
 from moesim.validation.cells import Routing, check_disjoint, choose_system, make_cell
 from moesim.validation.evidence import Cell, Evidence
@@ -99,15 +101,18 @@ def run_session(wishes: Wishes) -> Session:
             folder,
             _say,
         )
-        resident_ms = subject.resident_ms(tested)
+        choices = _without_broken(choices, checks)
         taken, decided = with_decisions(taken, choices, fitted, executed)
         calibration = keep_calibration(taken, decided, rig, subject, folder)
+        all_resident = AllResident.of(rig, subject, taken.profiles, tested, _say)
         if taken.fit_traces:
             for each in loads:
                 check_disjoint(fitted, each.drawn_from or each.trace)
-        origin = Origin(command_given(), commit, resident_ms)
+        origin = Origin(
+            command_given(), commit, all_resident.measured_ms, all_resident.predicted_ms
+        )
         pace = Pace(None if minutes is None else began_s + 60 * minutes)
-        found: list[Evidence] = []
+        anchors, found = Anchors(), list[Evidence]()
         try:
             for each in loads:
                 if each.setting.told:
@@ -121,6 +126,7 @@ def run_session(wishes: Wishes) -> Session:
                     folder,
                     origin,
                     anchors_ns=calibration.anchors_ns,
+                    anchors=anchors,
                     pace=pace,
                     say=_say,
                 )
@@ -228,6 +234,12 @@ def _choices(wishes: Wishes, trace: RoutingTrace, trace_name: str) -> list[Choic
                 _say(f"{text}: {trace_name} lacks what it reads by default; {axis} is {policy}")
         found.append(replace(choice, policies=policies))
     return found
+
+
+def _without_broken(choices: Sequence[Choice], checks: Sequence[Check]) -> list[Choice]:
+    """Return the systems whose checks could be carried through: no cell takes the others along."""
+    broken = {check.system for check in checks if check.fault is not None}
+    return [choice for choice in choices if choice.system not in broken]
 
 
 def _say(line: str) -> None:

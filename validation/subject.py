@@ -1,6 +1,6 @@
 """What is validated: a model whose experts were taken, and the one call that serves it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -17,7 +17,7 @@ from moesim.backends.generation import Request, Sampling
 from moesim.backends.opening import Opened
 from moesim.backends.relaying import Relaying
 from moesim.simulator.commands.policies import DEFAULTS as LRU
-from moesim.simulator.errors import CapabilityError
+from moesim.simulator.errors import CapabilityError, OutOfMemoryError
 from moesim.simulator.memory import MemorySpec
 from moesim.simulator.registry import options
 from moesim.simulator.serving.arrivals import Arrivals
@@ -122,14 +122,21 @@ class Subject:
                 terms=terms,
             )
 
-    def resident_ms(self, trace: RoutingTrace) -> float | None:
-        """Return a token's median time with every expert in place; None where they do not fit."""
+    def resident_ms(self, trace: RoutingTrace, say: Callable[[str], None]) -> float | None:
+        """Return a token's median time with every expert in place; None where they do not fit.
+
+        Args:
+            trace: One request.
+            say: Told if VRAM does not do for it now.
+        """
         if self.resident is None:
             return None
         budget_bytes = self.opened.store.total_bytes
-        done = self.serve(
-            Deciding(policies=LRU, budget_bytes=budget_bytes), trace.select_requests([0])
-        )
+        try:
+            done = self.serve(Deciding(policies=LRU, budget_bytes=budget_bytes), trace)
+        except OutOfMemoryError as error:
+            say(f"every expert in VRAM: not measured, {error}")
+            return None
         ends_ns = done.timings.requests[0].token_ends_ns
         gaps_ns = [after - before for before, after in pairwise(ends_ns)][SETTLING:]
         return round(median(gaps_ns) / 1e6, 6) if gaps_ns else None

@@ -1,7 +1,6 @@
 """What a person reads of a validation: the cells, the verdict, what was asserted."""
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 
 import typer
 
@@ -13,7 +12,13 @@ from moesim.validation.judge import Verdict
 
 NONE = "-"
 HEADS = ("system", "predicted", "measured", "error", "p99", "TTFT", "spread", "differ", "verdict")
-DEAR = ("system", "over the physical floor", "over every expert resident")
+FLOOR = "a floor is of the fastest copies beside any execution"
+DEAR = (
+    "system",
+    "over the physical floor",
+    "over every expert resident",
+    "every expert resident, predicted / measured",
+)
 
 
 def print_cells(found: Sequence[Evidence]) -> None:
@@ -21,8 +26,9 @@ def print_cells(found: Sequence[Evidence]) -> None:
 
     There is a table for each budget, and where they differ for each model, trace and profile. Under
     it is what requests went through that arrived by themselves; and how many times what the bytes
-    moved must take (``physical.py``) a token took, and what it takes with every expert in VRAM,
-    where that is known.
+    moved must take (``physical.py``) a token took, and what it takes with every expert in VRAM:
+    measured, and foretold by the same figures, for what is wrong there is the runtime's part of an
+    error.
     """
     places = [_place(one.prediction.cell) for one in found]
     told = [len(set(column)) > 1 for column in zip(*places, strict=True)]
@@ -36,8 +42,8 @@ def print_cells(found: Sequence[Evidence]) -> None:
             print_table(f"{title} {where}: mean TPOT in ms", HEADS, map(_row, cells))
             _print_guests(where, cells)
             dear = [_dear_row(one) for one in cells]
-            if any(row[1:] != [NONE, NONE] for row in dear):
-                print_table(f"what a token took {where}", DEAR, dear)
+            if any(set(row[1:]) != {NONE} for row in dear):
+                print_table(f"what a token took {where} ({FLOOR})", DEAR, dear)
 
 
 def _print_guests(where: str, cells: Sequence[Evidence]) -> None:
@@ -46,15 +52,27 @@ def _print_guests(where: str, cells: Sequence[Evidence]) -> None:
     for one in cells:
         found = both(one)
         if found is not None:
-            names = [f"p{percent}_request_{kind}" for kind in KINDS for percent in PERCENTILES]
-            rows.append([one.prediction.cell.system, *(_both(found, name) for name in names)])
+            rows += [_guests_row(one, kind, found) for kind in KINDS]
     if rows:
-        heads = [f"{text} p{percent}" for text in KINDS.values() for percent in PERCENTILES]
-        print_table(f"requests {where}: predicted / measured in ms", ("system", *heads), rows)
+        heads = [text for percent in PERCENTILES for text in (f"p{percent}", "off by")]
+        title = f"requests that arrived {where}: predicted / measured in ms"
+        print_table(title, ("system", "", *heads), rows)
 
 
-def _both(found: tuple[dict[str, float], dict[str, float]], name: str) -> str:
-    return " / ".join(f"{side[name]:.1f}" if name in side else NONE for side in found)
+def _guests_row(
+    one: Evidence, kind: str, found: tuple[dict[str, float], dict[str, float]]
+) -> list[str]:
+    row = [one.prediction.cell.system, KINDS[kind]]
+    for percent in PERCENTILES:
+        name = f"p{percent}_request_{kind}"
+        ours, theirs = (side.get(name) for side in found)
+        if ours is None or theirs is None:
+            row += [NONE, NONE]
+            continue
+        error = one.judged.error.get(name)
+        off = f"{ours - theirs:+.1f} ms" if error is None else f"{error:+.1%}"
+        row += [f"{ours:.1f} / {theirs:.1f}", off]
+    return row
 
 
 def _place(cell: Cell) -> tuple[str, ...]:
@@ -69,6 +87,7 @@ def _row(one: Evidence) -> list[str]:
 
     first = one.executions[0].decisions
     differing = max(execution.decisions.differing for execution in one.executions)
+    share = f"{differing / first.events:.1%}" if differing else "none"
     return [
         cell.system,
         f"{one.prediction.outcome.times.mean_tpot:.3f}",
@@ -77,7 +96,7 @@ def _row(one: Evidence) -> list[str]:
         error("p99_tpot"),
         error("mean_ttft"),
         f"{judged.spread:.1%}",
-        f"{differing / first.events:.1%}" if differing else "none",
+        NONE if cell.arrivals else share,  # other steps have other layer events
         verdict_of(one),
     ]
 
@@ -88,13 +107,21 @@ def _dear_row(one: Evidence) -> list[str]:
         one.prediction.cell.system,
         _times(measured_ms, _floor_ms(one)),
         _times(measured_ms, one.provenance.resident_ms),
+        _resident(one),
     ]
 
 
+def _resident(one: Evidence) -> str:
+    both_ms = one.provenance.resident_predicted_ms, one.provenance.resident_ms
+    if both_ms == (None, None):
+        return NONE
+    return " / ".join(NONE if ms is None else f"{ms:.3f} ms" for ms in both_ms)
+
+
 def _floor_ms(one: Evidence) -> float | None:
+    """Return the lowest floor of a cell's executions: what the machine can do, without bursts."""
     floors = [execution.floor_ms for execution in one.executions]
-    known = [floor for floor in floors if floor is not None]
-    return fmean(known) if known else None
+    return min((floor for floor in floors if floor is not None), default=None)
 
 
 def _times(measured_ms: float, other_ms: float | None) -> str:
@@ -130,7 +157,9 @@ def print_verdict(verdict: Verdict) -> None:
 def print_checks(checks: Iterable[Check]) -> None:
     """Print what was asserted on the model's own routes."""
     rows = [
-        [
+        [check.system, check.fault, NONE, NONE, "FAILED"]
+        if check.fault is not None
+        else [
             check.system,
             f"{check.decisions} equal" if check.first is None else check.first,
             "equal"

@@ -196,3 +196,43 @@ def options(
     model = ["--model", shape, "--weights", "random", "--layers", 3, "--trace", trace]
     cell = ["--warm", 2, "--tokens", 10, "--repeats", 2, "--slots", "50%", "--system", "on-demand"]
     return [str(word) for word in [*model, *cell, "--pinned-pool", "100KiB"]]
+
+
+@pytest.fixture
+def tiny_subject() -> Any:
+    """Return a random Mixtral of three layers of eight experts that were taken, and two prompts."""
+    pytest.importorskip("torch", reason="it is a real model")
+    budget, drivers, loading, opening, served, store, testing = (
+        pytest.importorskip(f"moesim.backends.{name}")
+        for name in [
+            "budget",
+            "drivers.threads",
+            "loading",
+            "opening",
+            "served",
+            "store",
+            "testing",
+        ]
+    )
+    prompts, new_tokens, model = ((5, 9, 200, 17, 33, 4), (7, 8, 9, 10)), 6, testing.tiny_model()
+    resident = testing.resident_logits(model, prompts, new_tokens)
+    opened = opening.Opened(
+        checkpoint=loading.Checkpoint(
+            model=model,
+            tokenizer=None,
+            name="tiny",
+            revision=None,
+            bytes_per_parameter=4,
+            tokenizer_hash=None,
+        ),
+        store=store.ExpertStore.take_from(model),
+        dense_bytes=served.parameter_bytes(model),
+        kv_bytes_per_token=budget.kv_bytes_per_token(model),
+    )
+    return pytest.importorskip("moesim.validation.subject").Subject(
+        opened=opened,
+        make_driver=drivers.ThreadsDriver,
+        prompts=prompts,
+        new_tokens=new_tokens,
+        resident=resident,
+    )

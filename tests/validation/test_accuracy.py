@@ -86,6 +86,9 @@ def test_the_table_of_memory_against_accuracy(
     assert (lossless["kl_bits"], lossless["perplexity"]) == (0, whole["perplexity"])
     assert [row["period"] for row in document["by_period"]] == [1, 4]
     assert (document["scored_texts"], document["fit_texts"]) == (8, 4)
+    assert document["command"].startswith(
+        "python -m moesim.validation.accuracy tiny texts -o accuracy.json --plot periods.svg"
+    )
     low, high = half["perplexity_95"]
     assert low < half["perplexity"] < high
     assert (half["orders"], lossless["orders"]) == (2, 1)

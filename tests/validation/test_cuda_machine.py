@@ -122,13 +122,29 @@ def test_figures_are_measured_before_the_model_takes_its_memory(
     assert done == ["measured"]
 
 
-def test_only_the_runtime_with_graphs_is_calibrated(
+@pytest.mark.parametrize(("backend", "mode"), [("cuda", None), ("cuda-eager", "hf-eager")])
+def test_each_backend_calibrates_its_own_software(
     rig_of: Callable[[str], cuda.CudaRig],
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    mode: str | None,
 ) -> None:
-    """The other needs profiles that are named."""
-    nothing = cast("Any", None)
-    with pytest.raises(CapabilityError, match="--hardware FILE --runtime hf-eager"):
-        rig_of("cuda-eager").measure(None, nothing, None)
+    """Graphs or transformers' own modules; the profiles are called after the backend."""
+    asked = {}
+
+    def calibrate(_bench: object, **options: Any) -> Any:
+        asked.update(options)
+        return SimpleNamespace(machine={"name": "m"}, runtime={"name": "r"})
+
+    monkeypatch.setattr(cuda.calibration, "calibrate", calibrate)
+    monkeypatch.setattr(cuda, "CudaBench", lambda: None)
+    monkeypatch.setattr(cuda._cuda, "empty_cache", lambda: None)
+    trees = rig_of(backend).measure(None, cast("Any", None), 5.0)
+    assert (asked["mode"], asked["seconds"]) == (mode, 60)
+    assert trees == {
+        "calibrated": {"name": "m"},
+        f"calibrated-{backend}": {"name": f"calibrated-{backend}"},
+    }
 
 
 def test_what_a_calibration_replays_is_fitted_on(rig_of: Callable[[str], cuda.CudaRig]) -> None:

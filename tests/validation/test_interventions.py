@@ -70,7 +70,7 @@ def test_a_value_that_cannot_be_made_so_is_refused(text: str) -> None:
 def test_what_a_backend_cannot_do_is_refused() -> None:
     """So is what is unknown."""
     with pytest.raises(InputError, match="--backend cuda and a model with --weights random"):
-        check_intervention("pageable", "cpu", None)
+        check_intervention(parse_intervention("pageable"), "cpu", None)
     with pytest.raises(UnknownNameError, match="no intervention 'lnk'; did you mean 'link'"):
         parse_intervention("lnk=0.5")
 

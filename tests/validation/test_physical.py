@@ -8,11 +8,13 @@ import pytest
 
 from moesim.simulator.messages import Copy
 from moesim.simulator.terms import RAM, Cause, Place, Tier
-from moesim.validation.anchoring import COPY, COPY_BYTES
+from moesim.validation.anchoring import COPY, COPY_BYTES, Anchors
 from moesim.validation.physical import floor_ms
 from moesim.validation.protocol import run_cells
+from moesim.validation.tables import _floor_ms
 
 STILL = {"copy": 1000, "loop": 500}
+STILL_COPY = {COPY: COPY_BYTES // 20, "loop": 500}
 LAYERS, TOP_K, COPY_MS = 3, 2, 0.105
 
 
@@ -45,6 +47,22 @@ def test_the_anchor_of_copies_gives_the_bandwidth(
     found = floor_ms(done, machine.costs, machine.trace.experts, anchors, (2, 20))
     expected = LAYERS * TOP_K * 0.05 + kernels_ms(machine, LAYERS)
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_burst_lifts_no_floor(
+    machine: Any, cells_of: Callable[..., Any], folder: Path, origin: Any
+) -> None:
+    """Of the copies before and after an execution the faster count; of its executions the least."""
+    calm, hit = ({COPY: nbytes, "loop": 500} for nbytes in (COPY_BYTES // 20, COPY_BYTES // 10))
+    cells = cells_of(machine, systems=("on-demand",), repeats=3)
+    anchors = Anchors()
+    for reading in (calm, hit, calm):  # what a burst does is known, nothing is repeated
+        anchors.take(reading)
+    machine.anchor_readings = [hit, calm, hit, hit]
+    [one] = run_cells(machine, cells, folder, origin, anchors_ns=STILL_COPY, anchors=anchors)
+    first, second, third = (execution.floor_ms for execution in one.executions)
+    assert first == second < third
+    assert _floor_ms(one) == first
 
 
 def test_what_is_prefetched_may_move_beside_kernels(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -11,12 +12,15 @@ pytest.importorskip("torch", reason="it runs a real model")
 
 from moesim.simulator.errors import InputError
 from moesim.traces import RoutingTrace
+from moesim.validation.beside import Check
 from moesim.validation.commands import validate
 from moesim.validation.evidence import Evidence
 from moesim.validation.evidence_files import read_checks, read_folder
 from moesim.validation.experienced import both
 from moesim.validation.explain import explain
 from moesim.validation.loads import load_of, rest_of
+from moesim.validation.own_routes import Trying
+from moesim.validation.protocol import Pace, run_cells
 from moesim.validation.settings import settings_of
 
 ARRIVALS = "poisson:rate=20,requests=5,prompt=6,output=5"
@@ -97,7 +101,7 @@ def test_requests_that_arrive_are_drawn_from_what_was_not_fitted(
 def test_offline_profiles_are_made_of_what_nothing_else_uses(
     trace_of: Callable[..., RoutingTrace],
 ) -> None:
-    """Neither the fitted request nor a served one is looked at; where none is left, there is none."""
+    """Neither the fitted request nor a served one is looked at; there may be none left."""
     trace = trace_of(requests=4)
     fitted = trace.select_requests([0])
     few, many = (
@@ -125,6 +129,25 @@ def test_a_system_is_profiled_on_the_other_requests(tmp_path: Path, options: lis
     (one,) = read_folder(folder)
     assert len(one.prediction.cell.fit_traces) == 2
     assert one.judged.decisions_right
+
+
+def test_settings_share_one_clock(
+    machine: Any, cells_of: Callable[..., Any], folder: Path, origin: Any
+) -> None:
+    """When the first one's cells used the time up, the second one's are left for another day."""
+    pace, said = Pace(0.0), []
+    for slots in (12, 18):
+        run_cells(
+            machine,
+            cells_of(machine, slots=(slots,)),
+            folder,
+            origin,
+            anchors_ns={"copy": 1000, "loop": 500},
+            pace=pace,
+            say=said.append,
+        )
+    assert {one.prediction.cell.budget for one in read_folder(folder)} == {"12 slots"}
+    assert said[-1].startswith("18 slots: left for another time")
 
 
 def test_one_command_has_cells_of_every_setting(tmp_path: Path, options: list[str]) -> None:
@@ -166,7 +189,7 @@ def test_arrivals_are_predicted_executed_and_compared(arrived: tuple[Evidence, s
         assert all(0 <= queue < first < last for queue, first, last in times)
         assert len(guests.e2e_ms) == len(guests.tpot_ms) == 5
         assert 1 <= guests.mean_batch <= 2
-    assert "requests at 50%: predicted / measured in ms" in printed
+    assert "requests that arrived at 50%: predicted / measured in ms" in printed
     assert any("in a step, at most" in line for line in explain(one))
 
 
@@ -187,6 +210,37 @@ def test_errors_of_arrivals_are_of_percentiles_over_requests(
     assert "p50_request_queue" not in one.judged.error
 
 
+@pytest.mark.parametrize(
+    ("checked", "now", "charged", "known"),
+    [
+        ("abc", "abc", ("lru",), True),
+        ("abc", "def", ("lru",), False),
+        ("abc", "abc", (), False),
+        ("abc", "abc", None, True),
+        ("abc-dirty", "abc-dirty", ("lru",), False),
+        ("unknown", "unknown", ("lru",), False),
+        (None, "abc", ("lru",), False),
+    ],
+)
+def test_a_check_holds_for_its_commit(
+    checked: str | None, now: str, charged: tuple[str, ...] | None, known: bool
+) -> None:
+    """It is not repeated where the code is known whole and what decisions cost is known."""
+    check = Check(
+        system="lru",
+        timing_free=True,
+        decisions=1,
+        first=None,
+        largest_logit_difference=0.0,
+        lossless_on_gpu=True,
+        same_text=True,
+        commit=checked,
+    )
+    none: Any = None
+    assert Trying(none, none, none, none, None, now, charged).knows(check) is known
+
+
+@pytest.mark.slow
 def test_checks_of_the_same_code_are_not_repeated(tmp_path: Path) -> None:
     """Who goes on in a folder checks again only what another commit had checked."""
     reference = ["--warm", "1", "--tokens", "4", "--repeats", "1", "--slots", "50%"]

@@ -68,6 +68,8 @@ def test_systems_are_names_or_axes() -> None:
     assert (bundle.system, bundle.policies["cache"]) == ("on-demand", "transient")
     assert custom.system == "lfu+none+on_demand"
     assert custom.policies == {"cache": "lfu", "prefetch": "none", "schedule": "on_demand"}
+    guarded: Any = choose_system("split/lru+none+resident_first")
+    assert guarded.policies["cache"] == "split/lru"
 
 
 def test_a_comma_may_belong_to_options() -> None:
