@@ -146,8 +146,23 @@ def main() -> None:
     print_table("", head, [tuple(map(str, row)) for row in cells])
 
 
-def serve(stream: Stream, schedule: str, per_s: float) -> RunResult:
-    """Return a run in which these requests arrive so many a second."""
+def serve(
+    stream: Stream,
+    schedule: str,
+    per_s: float,
+    *,
+    cache: str = CACHE,
+    ask_ns: Mapping[str, int] | None = None,
+) -> RunResult:
+    """Return a run in which these requests arrive so many a second.
+
+    Args:
+        stream: Who arrives.
+        schedule: Who is let in next, and how experts are run.
+        per_s: Requests a second.
+        cache: Which experts are held.
+        ask_ns: How long each kind of ask takes.
+    """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "requests.csv"
         stream.write(path)
@@ -156,10 +171,11 @@ def serve(stream: Stream, schedule: str, per_s: float) -> RunResult:
                 stream.trace,
                 "twin-mixtral-8x7b-32x8",
                 HARDWARE,
-                {"cache": CACHE, "prefetch": "none", "schedule": schedule},
+                {"cache": cache, "prefetch": "none", "schedule": schedule},
                 memory=MemorySpec(slots=SLOTS),
                 weights_format=FORMAT,
                 profile_trace=stream.profile,
+                ask_ns=ask_ns or {},
                 serving=Serving(f"file:{path},speed={per_s},order=recorded", slo=PROMISES),
             )
         )

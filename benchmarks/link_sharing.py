@@ -22,13 +22,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from multiprocessing.connection import Connection
+from statistics import median
 from time import monotonic, perf_counter_ns, sleep
 from typing import Any
 
 import torch
+from gpu_copies import Movers, Piece
+from gpu_figures import take_profiles, with_links
 from two_gpus import (
     SECOND_NS,
-    Movers,
     Rig,
     Served,
     executed,
@@ -36,9 +38,7 @@ from two_gpus import (
     open_rig,
     options,
     provenance,
-    take_profiles,
     tpot_of,
-    with_links,
     write,
 )
 
@@ -48,8 +48,6 @@ SLOTS = 64
 COPYING_S = 1.5
 ROUNDS = 8
 """Of finding how often both copy; three are enough."""
-PIECE = tuple[int, int, int]
-"""Begin, end and bytes of a few copies."""
 
 
 class Worker:
@@ -97,9 +95,11 @@ def main() -> None:
     if torch.cuda.is_available() and torch.cuda.device_count() < 2:
         sys.exit(f"link_sharing needs two GPUs; there are {torch.cuda.device_count()}")
     workers = [Worker(number, given) for number in range(2)]
+    size = 0
     for worker in workers:
-        _say(began_s, worker.answer())
-    rates = _rates(workers)
+        *told, size = worker.answer()
+        _say(began_s, told)
+    rates = _rates(workers, size)
     _say(began_s, f"copies from the host, GB/s: {rates}")
     alone, together = {}, {}
     for number, worker in enumerate(workers):
@@ -161,7 +161,7 @@ def _work(pipe: Connection, given: argparse.Namespace, number: int) -> None:
         movers.run_for(0.5)
         executed(rig, rig.deciding(0.5), given.warm)  # clocks are up and kernels loaded
         replayed = foretold(rig, rig.deciding(given.share), rig.known, given.warm)
-        pipe.send(("open", number, rig.subject.name))
+        pipe.send(("open", number, rig.subject.name, rig.size))
         while True:
             what, told = pipe.recv()
             if what == "end":
@@ -204,27 +204,27 @@ def _await(start_ns: float) -> None:
 # In the parent
 
 
-def _rates(workers: Sequence[Worker]) -> dict[str, list[float]]:
+def _rates(workers: Sequence[Worker], size: int) -> dict[str, list[float]]:
     """Return GB/s of each GPU's copies from the host, alone and while the other copies."""
     alone = []
     for worker in workers:
         worker.ask("copy")
-        alone.append(_rate(worker.answer()))
+        alone.append(_rate(worker.answer(), size))
     start_ns = perf_counter_ns() + SECOND_NS // 2
     for worker in workers:
         worker.ask("copy", start_ns)
     pieces = [worker.answer() for worker in workers]
-    begin_ns = max(mine[0][0] for mine in pieces)
-    end_ns = min(mine[-1][1] for mine in pieces)
+    begin_ns = max(mine[0].began_ns for mine in pieces)
+    end_ns = min(mine[-1].ended_ns for mine in pieces)
     both = [
-        _rate([piece for piece in mine if begin_ns <= piece[0] and piece[1] <= end_ns])
+        _rate([one for one in mine if begin_ns <= one.began_ns and one.ended_ns <= end_ns], size)
         for mine in pieces
     ]
     return {"alone": alone, "together": both}
 
 
-def _rate(pieces: Sequence[PIECE]) -> float:
-    return round(sum(piece[2] for piece in pieces) / (pieces[-1][1] - pieces[0][0]), 3)
+def _rate(pieces: Sequence[Piece], size: int) -> float:
+    return round(size / median(piece.each_ns for piece in pieces), 3)
 
 
 def _cell(
@@ -243,6 +243,8 @@ def _cell(
             ]
         )
     gaps_ns = [gap for found in each for gap in found]
+    if not gaps_ns:
+        sys.exit("the two did not serve at the same time; give more --repeats")
     return {
         "tpot_ms": tpot_of(gaps_ns),
         "tokens": len(gaps_ns),

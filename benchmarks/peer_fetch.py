@@ -4,7 +4,8 @@ r"""Experts fetched from another GPU instead of the host, executed beside their 
 other's memory. One serves, with room for a quarter of the experts under LRU; the other lends
 memory: nothing, room for the rest filled before the run (``static``) or by what leaves VRAM
 (``lru``), and room for all. TPOT of each is written beside what the simulator foretold of it, with
-links as fast as this run's own copies of one expert. Decisions must be the replay's, one by one,
+links as fast as this run's own copies of one expert and decisions that cost what they do here on
+another request. Decisions must be the replay's, one by one,
 and logits on the model's own routes those with every expert in VRAM, bit by bit. Without a GPU it
 runs on the CPU, which shows that it runs:
 
@@ -18,19 +19,9 @@ from time import monotonic
 from typing import Any
 
 import torch
-from two_gpus import (
-    Movers,
-    Rig,
-    compared,
-    executed,
-    foretold,
-    open_rig,
-    options,
-    provenance,
-    take_profiles,
-    with_links,
-    write,
-)
+from gpu_copies import Movers
+from gpu_figures import take_profiles, with_decisions, with_links
+from two_gpus import Rig, compared, executed, foretold, open_rig, options, provenance, write
 
 from moesim.backends.controllers import Deciding
 from moesim.simulator.commands.policies import DEFAULTS as LRU
@@ -80,7 +71,8 @@ def measure(rig: Rig, given: argparse.Namespace, began_s: float) -> dict[str, An
     logits = {name: say_the_same(rig, deciding) for name, deciding in cells.items()}
     _say(began_s, f"logits equal: {logits}")
     predictions = {
-        name: foretold(rig, deciding, profiles, given.warm) for name, deciding in cells.items()
+        name: foretold(rig, deciding, with_decisions(rig, profiles, deciding), given.warm)
+        for name, deciding in cells.items()
     }
     executions: dict[str, list[Any]] = {name: [] for name in cells}
     executed(rig, rig.deciding(0.5), given.warm)  # clocks are up and kernels loaded

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from periods_arms import PERIODS
 
-from moesim.backends.predictors.correlation import Correlation, correlation
 from moesim.backends.predictors.files import Predictors, write_predictors
 from moesim.backends.predictors.judging import judge
 from moesim.backends.predictors.learning import as_rule, train
@@ -23,6 +22,7 @@ from moesim.backends.predictors.training import Plan, train_and_judge
 from moesim.backends.predictors.uses import Prompts, in_order, prompts_of, served
 from moesim.simulator.policies.expert_network import as_sets, read_network
 from moesim.traces import RoutingTrace, SignalSpec
+from moesim.traces.correlation import Correlation, correlation
 
 ORDERS = ("mixed", "grouped", "drifting")
 LOOK_BACK = 80
@@ -152,7 +152,7 @@ def make(
         header=header,
         signals={**annotated.signals, "router_top_TLM": annotated.expert_TLK},
     )
-    alike = correlation(prompts, given.seed)
+    alike = correlation(prompts.use_RLE, prompts.top_k, served_trace.experts)
     return Served(annotated, put["fit"], path), {
         "predictors": figures,
         "correlation": _likeness(alike),
@@ -237,8 +237,10 @@ def overhead(trace: RoutingTrace, folder: Path, given: argparse.Namespace) -> di
 
 
 def _likeness(found: Correlation) -> dict[str, float]:
+    assert found.layers is not None
+    assert found.requests is not None
     return {
         "next layer": round(found.layers, 3),
-        "next prompt": round(found.prompts, 3),
+        "next prompt": round(found.requests, 3),
         "independent": round(found.independent, 3),
     }

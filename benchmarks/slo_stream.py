@@ -78,20 +78,20 @@ def make(folder: Path, requests: int, shorten: int, *, poisson: bool, seed: int)
         seed: Of all draws.
     """
     rng = np.random.default_rng(seed)
-    twin = _twin()
+    model = twin()
     rows = {task: rng.permutation(of) // shorten for task, of in _lengths(folder).items()}
     tasks = sorted(rows)
-    sequence = {task: twin.task_R.index(task) for task in tasks}
+    sequence = {task: model.task_R.index(task) for task in tasks}
     task_R = [tasks[at] for at in rng.integers(len(tasks), size=requests)]
     taken_RN = [rows[task][task_R[:at].count(task)] for at, task in enumerate(task_R)]
     prompt_R, output_R = np.maximum(np.stack(taken_RN), 1).T
     later = {task: rows[task][requests:] for task in tasks}
     profile = replace(
-        twin.select_requests([sequence[task] for task in tasks]),
+        model.select_requests([sequence[task] for task in tasks]),
         output_tokens_R=np.array([later[task][:, 1].mean().round() for task in tasks], np.int32),
     )
     return Stream(
-        twin.select_requests([sequence[task] for task in task_R]),
+        model.select_requests([sequence[task] for task in task_R]),
         profile,
         _times(folder, requests, rng if poisson else None),
         prompt_R,
@@ -99,17 +99,17 @@ def make(folder: Path, requests: int, shorten: int, *, poisson: bool, seed: int)
     )
 
 
-def _twin() -> RoutingTrace:
-    """Return the twin with one signal: probabilities of its best four, 0 for the other four."""
-    twin = load(SAMPLES / "twin-mixtral-8x7b-32x8.npz")
+def twin(name: str = "twin-mixtral-8x7b-32x8") -> RoutingTrace:
+    """Return a twin with one signal: probabilities of its 2k best experts, 0 for the others."""
+    found = load(SAMPLES / f"{name}.npz")
     told = SignalSpec(
-        tap="probabilities of the best four, 0 for others",
+        tap="probabilities of the 2k best, 0 for others",
         known_at="layer_routed",
         producer="derived",
         evidence="derived",
     )
-    header = twin.header.model_copy(update={"signals": {"router_probs_TLE": told}})
-    return replace(twin, header=header, signals={"router_probs_TLE": _probabilities(twin)})
+    header = found.header.model_copy(update={"signals": {"router_probs_TLE": told}})
+    return replace(found, header=header, signals={"router_probs_TLE": _probabilities(found)})
 
 
 def _lengths(folder: Path) -> dict[str, Ints]:

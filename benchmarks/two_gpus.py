@@ -18,26 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from moesim import hardware_profiles
-from moesim.backends.calibration import run as calibration
-from moesim.backends.calibration.cuda_bench import CudaBench
 from moesim.backends.calibration.fingerprint import assigned_cores, fingerprint
 from moesim.backends.controllers import Deciding
 from moesim.backends.drivers.cuda.graph_driver import GraphDriver
-from moesim.backends.drivers.cuda.lent import lent_vram
-from moesim.backends.drivers.cuda.machine import vram
-from moesim.backends.drivers.cuda.streams import Mark, new_stream
-from moesim.backends.drivers.cuda.transfer import copy_between, copy_to_device
 from moesim.backends.drivers.threads import ThreadsDriver
 from moesim.backends.execution import Execution, MakeDriver
 from moesim.backends.opening import open_model
 from moesim.backends.server import Driver
 from moesim.backends.sources import Source
 from moesim.backends.store import ExpertStore
-from moesim.hardware_profiles import HardwareProfile, RuntimeProfile, load_runtime
-from moesim.hardware_profiles.link import Peer, Route
+from moesim.hardware_profiles import HardwareProfile, RuntimeProfile
 from moesim.simulator.commands.policies import DEFAULTS as LRU
 from moesim.simulator.controller import Controller
 from moesim.simulator.costs import CostModel
@@ -47,17 +38,11 @@ from moesim.simulator.registry import parse
 from moesim.simulator.tiers.plan import TierPlan
 from moesim.simulator.workload.demands import Workload
 from moesim.traces import RoutingTrace, load, samples
-from moesim.validation import quick_profile
 from moesim.validation.compare import compare_decisions, gaps_in_time
 from moesim.validation.machine import Log
 from moesim.validation.provenance import commit_of, without_folder
-from moesim.validation.quick_files import write_profiles
 from moesim.validation.subject import Subject
 
-MACHINE, RUNTIME = "two-gpus", "two-gpus-cuda"
-"""What profiles that are measured here are called, and their files."""
-COPIES = 60
-AT_ONCE = 20
 REPEATS = 5
 SECOND_NS = 10**9
 NS_PER_MS = 1e6
@@ -158,178 +143,6 @@ def open_rig(given: argparse.Namespace) -> Rig:
     return Rig(subject, device, clocked, trace.select_requests(tested), trace.select_requests([0]))
 
 
-# Figures
-
-
-def take_profiles(rig: Rig, given: argparse.Namespace, folder: Path | None) -> None:
-    """Take the profiles that predict; those that are measured here are kept in a folder."""
-    if rig.device.type == "cpu":
-        opened = rig.subject.opened
-        machine, runtime, _ = quick_profile.measure(
-            rig.subject.serve, opened.costs_of, rig.fitted, 2
-        )
-        rig.profiles, rig.sources = (machine, runtime), {"profiles": "quick figures of this run"}
-        return
-    if not given.calibrate:
-        rig.profiles = hardware_profiles.load(given.hardware), load_runtime(given.runtime)
-        rig.sources = {"profiles": f"{given.hardware}, {given.runtime}"}
-        return
-    found = calibration.calibrate(
-        CudaBench(), name=MACHINE, seconds=given.calibrate, command=command_given()
-    )
-    trees = {MACHINE: found.machine, RUNTIME: {**found.runtime, "name": RUNTIME}}
-    if folder is not None:
-        write_profiles(folder, trees)
-    rig.profiles = (
-        HardwareProfile.from_tree(trees[MACHINE]),
-        RuntimeProfile.from_tree(trees[RUNTIME]),
-    )
-    rig.sources = {"profiles": f"calibrated in this run, {given.calibrate:g} s of samples"}
-
-
-class Movers:
-    """Copies of one expert each, as the driver makes them: by the same calls, between events.
-
-    Args:
-        rig: Whose store is copied from.
-        slots: How many experts have room on each side.
-        lends: Whether another GPU lends memory.
-    """
-
-    def __init__(self, rig: Rig, slots: int, *, lends: bool) -> None:
-        self._size, self._slots = rig.size, slots
-        self._store = rig.subject.opened.store
-        self._is_gpu = rig.device.type == "cuda"
-        nbytes = slots * self._size
-        self._here_B = vram(nbytes, rig.device) if self._is_gpu else _zeros(nbytes)
-        self._lent_B = None
-        if lends:
-            self._lent_B = lent_vram(nbytes, rig.device, 1) if self._is_gpu else _zeros(nbytes)
-        self._streams = {way: new_stream() for way in self.ways} if self._is_gpu else {}
-
-    @property
-    def ways(self) -> list[str]:
-        """The engines that there are."""
-        return ["h2d"] if self._lent_B is None else ["h2d", "peer", "peer_out"]
-
-    def issue(self, way: str, number: int) -> None:
-        """Hand one copy over; on a CPU it is over then."""
-        begin = number % self._slots * self._size
-        source_B, target_B = self._ends(way, number)
-        if way != "h2d":
-            source_B = source_B[begin : begin + self._size]
-        target_B = target_B[begin : begin + self._size]
-        if not self._is_gpu:
-            target_B.copy_(source_B)
-            return
-        move = copy_to_device if way == "h2d" else copy_between
-        stream = self._streams[way].cuda_stream
-        move(target_B.data_ptr(), source_B.data_ptr(), self._size, stream)
-
-    def each_ns(self, *ways: str) -> dict[str, float]:
-        """Return the time from one copy's end to the next one's, all these ways at once."""
-        found: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(REPEATS):
-            if self._is_gpu:
-                taken = self._timed(ways)
-            else:
-                taken = {}
-                for way in ways:
-                    began_ns = perf_counter_ns()
-                    for number in range(COPIES):
-                        self.issue(way, number)
-                    taken[way] = (perf_counter_ns() - began_ns) / COPIES
-            for way, ns in taken.items():
-                found[way].append(ns)
-        return {way: round(median(times), 1) for way, times in found.items()}
-
-    def _timed(self, ways: Sequence[str]) -> dict[str, float]:
-        marks: dict[str, list[Mark]] = {way: [] for way in ways}
-        torch.cuda.synchronize()
-        for number in range(COPIES):
-            for way in ways:
-                marks[way].append(Mark())
-                self._issue_between(marks[way][-1], way, number)
-        torch.cuda.synchronize()
-        return {
-            way: mine[0].ended.elapsed_time(mine[-1].ended) * NS_PER_MS / (COPIES - 1)
-            for way, mine in marks.items()
-        }
-
-    def run_for(self, seconds: float) -> list[tuple[int, int, int]]:
-        """Copy from the host for so long; return begin, end and bytes of each few copies."""
-        pieces = []
-        until_ns = perf_counter_ns() + round(seconds * SECOND_NS)
-        marks = [Mark() for _ in range(AT_ONCE)] if self._is_gpu else []
-        while (began_ns := perf_counter_ns()) < until_ns:
-            for number in range(AT_ONCE):
-                if marks:
-                    self._issue_between(marks[number], "h2d", number)
-                else:
-                    self.issue("h2d", number)
-            if self._is_gpu:
-                torch.cuda.synchronize()
-            pieces.append((began_ns, perf_counter_ns(), AT_ONCE * self._size))
-        return pieces
-
-    def _issue_between(self, mark: Mark, way: str, number: int) -> None:
-        """Hand one copy over between events, as the driver does."""
-        stream = self._streams[way]
-        mark.began.record(stream)
-        self.issue(way, number)
-        mark.ended.record(stream)
-
-    def _ends(self, way: str, number: int) -> tuple[Tensor, Tensor]:
-        if way == "h2d":
-            return self._store.blob(number % self._slots), self._here_B
-        assert self._lent_B is not None
-        ends = self._lent_B, self._here_B
-        return ends if way == "peer" else ends[::-1]
-
-
-def with_links(
-    profiles: tuple[HardwareProfile, RuntimeProfile],
-    size: int,
-    h2d_each_ns: float | None = None,
-    peer_each_ns: float | None = None,
-) -> tuple[HardwareProfile, RuntimeProfile]:
-    """Return profiles whose links carry copies of one size as fast as they did in this run.
-
-    What the runtime adds to each copy from the host is in what was measured, and taken out.
-
-    Args:
-        profiles: Machine and runtime.
-        size: Bytes of each copy.
-        h2d_each_ns: From one copy's end to the next one's, from the host; None leaves it as it is.
-        peer_each_ns: The same from another GPU.
-    """
-    machine, runtime = profiles
-    links: dict[str, Route] = {}
-    if h2d_each_ns is not None:
-        links["h2d"] = Route(**_figures(size, h2d_each_ns - runtime.copying.overhead.value))
-    if peer_each_ns is not None:
-        links["peer"] = Peer(kind="nvlink", pairs=((0, 1),), **_figures(size, peer_each_ns))
-    link = machine.link.model_copy(update=links)
-    return machine.model_copy(update={"gpus": 2, "link": link}), runtime
-
-
-def _figures(size: int, ns: float) -> dict[str, Any]:
-    """Return latency and bandwidth of a route: all of a copy's time is its bytes' time."""
-    told: dict[str, Any] = {
-        "evidence": "measured",
-        "source": f"copies of {size} bytes in a row, in this run",
-        "measured": {
-            "command": command_given(),
-            "date": _today(),
-            "driver": "the driver's own calls",
-            "samples": COPIES * REPEATS,
-            "spread": "5%",
-        },
-    }
-    rate = round(size * SECOND_NS / max(1.0, ns))
-    return {"latency": {"value": "0ns", **told}, "bandwidth": {"value": f"{rate}B/s", **told}}
-
-
 # Prediction and execution
 
 
@@ -341,6 +154,8 @@ class Served:
         tpot_ms: Mean, p50 and p99 of the gaps between tokens that count.
         gaps_ns: All gaps in time.
         counts: The decisions.
+        decision_ns: Time in calls of the controller, over the run.
+        calls: How many there were.
         moved_bytes: By copy engine.
         busy_ns: Likewise.
         span_ns: From the first request's begin to the last token.
@@ -351,6 +166,8 @@ class Served:
     tpot_ms: dict[str, float]
     gaps_ns: list[int]
     counts: dict[str, int]
+    decision_ns: int
+    calls: int
     moved_bytes: dict[str, int]
     busy_ns: dict[str, int]
     span_ns: int
@@ -364,6 +181,7 @@ class Served:
         return {
             "tpot_ms": self.tpot_ms,
             "counts": {name: self.counts[name] for name in told},
+            "decision_us_per_call": round(self.decision_ns / self.calls / 1e3, 2),
             "moved_bytes": {name: count for name, count in self.moved_bytes.items() if count},
             "busy_share": share,
         }
@@ -391,6 +209,7 @@ def foretold(
         costs,
         expert_bytes=controller.residency.part_bytes,
         budget_bytes=deciding.budget_bytes,
+        gpus=deciding.spread(trace.experts, sizes_L),
     )
     timings = engine.run()
     controller.close()
@@ -405,6 +224,8 @@ def _served(timings: Timings, counts: dict[str, int], log: Log, warm: int) -> Se
         tpot_of(gaps_ns[warm:]),
         gaps_ns,
         counts,
+        timings.decision_ns,
+        len(log),
         dict(timings.engine_bytes),
         dict(timings.engines_busy_ns),
         requests[-1].token_ends_ns[-1] - requests[0].began_ns,
@@ -446,7 +267,7 @@ def provenance(rig: Rig, given: argparse.Namespace) -> dict[str, Any]:
     gpus = range(torch.cuda.device_count()) if rig.device.type == "cuda" else ()
     return {
         "command": command_given(),
-        "date": _today(),
+        "date": today(),
         "commit": commit_of(given.commit),
         "versions": {name: _version(name) for name in ("torch", "triton", "transformers", "numpy")},
         "python": sys.version.partition(" ")[0],
@@ -473,7 +294,8 @@ def command_given() -> str:
     return " ".join(["python", *(without_folder(word) for word in sys.argv)])
 
 
-def _today() -> str:
+def today() -> str:
+    """Return the date, as evidence has it."""
     return dt.datetime.now(dt.UTC).date().isoformat()
 
 
@@ -482,7 +304,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _zeros(nbytes: int) -> Tensor:
-    return torch.zeros(nbytes, dtype=torch.uint8)

@@ -54,12 +54,14 @@ def popular_recall(trace: RoutingTrace) -> float | None:
     for expert_TLK in _rows(trace, fit=True):
         for layer in range(layers):
             count_LE[layer] += _chosen(_present(expert_TLK[:, layer]), experts).sum(axis=0)
+    best_LK = np.argpartition(-count_LE, trace.top_k - 1, axis=1)[:, : trace.top_k]
+    is_best_LE = np.zeros((layers, experts), np.bool_)
+    np.put_along_axis(is_best_LE, best_LK, values=True, axis=1)
     found_L, wanted_L = np.zeros(layers), np.zeros(layers)
     for expert_TLK in _rows(trace, fit=False):
         for layer in range(layers):
             later_TK = _present(expert_TLK[:, layer])
-            score_TE = np.broadcast_to(count_LE[layer], (len(later_TK), experts))
-            found_L[layer] += _hits(score_TE, later_TK)
+            found_L[layer] += int(is_best_LE[layer][later_TK].sum())
             wanted_L[layer] += later_TK.size
     return _mean_share(found_L, wanted_L) if count_LE.any() else None
 

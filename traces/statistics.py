@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.traces.checks import blocks
+from moesim.traces.correlation import correlation, uses_of
 from moesim.traces.recall import LOOK_AHEAD, look_ahead_recall, popular_recall, table_recall
 from moesim.traces.schema import RoutingTrace
 
@@ -95,7 +96,7 @@ def describe(trace: RoutingTrace) -> dict[str, str | int | float | None]:
 
     ``task: NAME`` counts the requests of a task, ``signal: NAME`` says tap and event. Statistics
     are means over layers; None where there is nothing to average. ``recall_1`` is that of the next
-    layer's experts, see `recall`.
+    layer's experts, see `recall`; ``id_correlation`` is of sorted ids, see `correlation`.
     """
     header = trace.header
     facts: dict[str, str | int | float | None] = {
@@ -121,6 +122,10 @@ def describe(trace: RoutingTrace) -> dict[str, str | int | float | None]:
     facts |= {f"reuse_{lag}": _mean(values) for lag, values in measured.reuse_L_by_lag.items()}
     facts["reuse_iid"] = _mean(measured.iid_reuse_L)
     facts["task_cosine"] = task_cosine(trace)
+    alike = correlation(uses_of(trace), trace.top_k, trace.experts)
+    facts["id_correlation_layers"] = alike.layers
+    facts["id_correlation_requests"] = alike.requests
+    facts["id_correlation_independent"] = alike.independent
     facts["table_recall_1"] = table_recall(trace)
     facts["popular_recall"] = popular_recall(trace)
     for signal in LOOK_AHEAD:
@@ -137,13 +142,15 @@ def _reuse_L(trace: RoutingTrace, lag: int) -> FloatArray:
     for earlier in blocks(trace.tokens - lag, trace.layers * trace.top_k**2):
         later = slice(earlier.start + lag, earlier.stop + lag)
         same_request = trace.request_T[earlier] == trace.request_T[later]
-        before = trace.expert_TLK[earlier][same_request]
-        after = trace.expert_TLK[later][same_request]
-        counted = (before >= 0) & (after >= 0)
-        again_L += ((before[..., None] == after[..., None, :]).any(axis=3) & counted).sum(
-            axis=(0, 2)
-        )
-        chosen_L += counted.sum(axis=(0, 2))
+        before_KLT = np.ascontiguousarray(trace.expert_TLK[earlier][same_request].T)
+        after_KLT = np.ascontiguousarray(trace.expert_TLK[later][same_request].T)
+        for before_LT, later_LT in zip(before_KLT, after_KLT, strict=True):
+            counted_LT = (before_LT >= 0) & (later_LT >= 0)
+            again_LT = before_LT == after_KLT[0]
+            for after_LT in after_KLT[1:]:  # one comparison for many tokens, not one for each
+                again_LT |= before_LT == after_LT
+            again_L += [np.count_nonzero(row) for row in again_LT & counted_LT]
+            chosen_L += [np.count_nonzero(row) for row in counted_LT]
     share_L: FloatArray = again_L / np.where(chosen_L > 0, chosen_L, np.nan)
     return share_L
 
