@@ -98,7 +98,7 @@ def test_the_recipe_runs_from_texts_to_report(
 ) -> None:
     """Some steps on our own source code write a folder that loads, and a report that judges it."""
     sources = sorted((repository / "traces").glob("*.py")) + sorted(
-        (repository / "simulator").glob("*.py")
+        (repository / "simulator").rglob("*.py")
     )
     code = "\f".join(path.read_text() for path in sources)
     (tmp_path / "code.txt.xz").write_bytes(lzma.compress(code.encode(), preset=0))

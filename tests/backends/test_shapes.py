@@ -82,7 +82,10 @@ def test_a_shape_can_be_cut_to_its_first_layers() -> None:
     [
         (Source("olmoe"), "olmoe: is a shape and has no weights; add --weights random"),
         (Source("olmoe", "randm"), "no kind of weights 'randm'; did you mean 'random'?"),
-        (Source("folder", layers=2), "--layers and --pinned-pool go with --weights random"),
+        (
+            Source("folder", layers=2),
+            "--layers, --pinned-pool and --format go with --weights random",
+        ),
         (Source("olmoe", "random", pinned_pool="lots"), "--pinned-pool lots: give a size"),
     ],
 )
